@@ -1,1 +1,13 @@
+//! The bytes of a Holdfast repository: sealed objects, frames, page maps, manifests.
 //!
+//! Pure encoding and decoding, specified in `docs/format.md`. Nothing here reads a file, a clock or the network, and
+//! nothing here panics or allocates without bound on bytes that it did not make.
+
+pub mod codec;
+pub mod manifest;
+pub mod map;
+pub mod object;
+pub mod varint;
+pub mod wal;
+
+pub use object::{EpochKey, FORMAT_VERSION, ObjectKind};

@@ -1,1 +1,31 @@
+//! The repository: write-once objects, the keys that open them, and what can be recovered from them.
 //!
+//! A snapshot exists if and only if its manifest object exists; the manifest is created once, after everything that it
+//! names. Nothing is overwritten. `docs/format.md` specifies every object.
+//!
+//! *Consistency.* Many hosts may write at once without locks, because no name is ever written twice.
+//! *Retries.* Every store operation is tried again for a few seconds where that can help.
+//! *Crash.* What a dead writer leaves are objects that no manifest names.
+
+mod config;
+mod error;
+mod keys;
+mod log;
+mod names;
+mod read;
+mod recipients;
+mod repository;
+mod snapshots;
+mod verify;
+mod write;
+
+pub use config::RepositoryConfig;
+pub use error::RepositoryError;
+pub use keys::{Identities, IdentityError, NewIdentity, Recipient};
+pub use log::{Coverage, Gap, Lineage, LogObject, LogRange, LogView, Moments};
+pub use names::Names;
+pub use read::{Keyring, PackReader};
+pub use repository::Repository;
+pub use snapshots::{SnapshotEntry, StoredSnapshot};
+pub use verify::{Finding, Severity, VerifyOptions, VerifyReport, verify};
+pub use write::{Epoch, SealedLog, random};

@@ -1,0 +1,89 @@
+use holdfast_format::object::OpenError;
+use holdfast_store::StoreError;
+use holdfast_types::EpochId;
+
+/// An operation on a repository failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+
+    #[error("there is no repository in {location}")]
+    NotARepository { location: String },
+
+    #[error("there is a repository in {location} already")]
+    AlreadyARepository { location: String },
+
+    #[error("{location} is not empty and holds no repository")]
+    NotEmpty { location: String },
+
+    #[error("the repository in {location} has format {found}, newer than this program's {known}")]
+    NewerFormat { location: String, found: u16, known: u16 },
+
+    #[error("object `{name}` cannot be used")]
+    Object {
+        name: String,
+        #[source]
+        source: OpenError,
+    },
+
+    #[error("object `{name}` is authentic and yet cannot be understood")]
+    Content {
+        name: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    #[error("no identity was given that opens the repository's keys")]
+    NoIdentity,
+
+    #[error("none of the given identities opens the key of epoch {epoch}")]
+    WrongKey { epoch: EpochId },
+
+    #[error("the key of epoch {epoch} is missing from the repository")]
+    KeyMissing { epoch: EpochId },
+
+    #[error("the key object `{name}` is damaged: {why}")]
+    KeyDamaged { name: String, why: String },
+
+    #[error("the repository's recipients {found:?} are not those that the configuration asks for, {expected:?}")]
+    OtherRecipients { expected: Vec<String>, found: Vec<String> },
+
+    #[error("object `{name}` exists with other content")]
+    Conflict { name: String },
+
+    #[error("the repository must keep at least one recipient")]
+    NoRecipients,
+
+    #[error(transparent)]
+    Identity(#[from] crate::IdentityError),
+
+    #[error(transparent)]
+    Cancelled(#[from] holdfast_runtime::Cancelled),
+}
+
+impl RepositoryError {
+    /// Whether the same call may succeed later without anybody's help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_retryable())
+    }
+
+    /// The object was looked for and is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_not_found())
+    }
+
+    /// No space is left in the store.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_full())
+    }
+
+    pub(crate) fn content(name: impl ToString, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Content { name: name.to_string(), source: source.into() }
+    }
+
+    pub(crate) fn object(name: impl ToString, source: OpenError) -> Self {
+        Self::Object { name: name.to_string(), source }
+    }
+}

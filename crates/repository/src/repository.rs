@@ -1,0 +1,159 @@
+//! Making and opening a repository.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_format::FORMAT_VERSION;
+use holdfast_runtime::{Backoff, Cancel, retry};
+use holdfast_store::{Created, Listed, ObjectName, Store, StoreError};
+use holdfast_types::{Micros, RepositoryId};
+
+use crate::{Names, Recipient, RepositoryConfig, RepositoryError, random};
+
+/// An open repository. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) config: Arc<RepositoryConfig>,
+    pub(crate) cancel: Cancel,
+}
+
+/// Pages of listings: small enough to bound memory, large enough to be few.
+const LIST_PAGE: usize = 10_000;
+
+/// The part of a configuration that tells whether the rest can be read at all.
+#[derive(serde::Deserialize)]
+struct FormatOnly {
+    format: u16,
+}
+
+impl Repository {
+    /// Makes a repository in an empty store.
+    pub async fn init(store: Arc<dyn Store>, recipients: Vec<Recipient>, now: Micros) -> Result<Self, RepositoryError> {
+        if recipients.is_empty() {
+            return Err(RepositoryError::NoRecipients);
+        }
+        let location = store.location();
+        if let Some(listed) = store.list("", None, 1).await?.first() {
+            return Err(if store.list(Names::CONFIG, None, 1).await?.is_empty() {
+                tracing::debug!(object = %listed.name, "the store is not empty");
+                RepositoryError::NotEmpty { location }
+            } else {
+                RepositoryError::AlreadyARepository { location }
+            });
+        }
+        let id = RepositoryId::new(random());
+        let config = RepositoryConfig { format: FORMAT_VERSION, id, generation: 1, created_at: now, recipients };
+        let repository = Self { store, config: Arc::new(config), cancel: Cancel::new() };
+        match repository.write_config(&repository.config).await? {
+            Created::New => Ok(repository),
+            Created::Exists => Err(RepositoryError::AlreadyARepository { location }),
+        }
+    }
+
+    pub async fn open(store: Arc<dyn Store>) -> Result<Self, RepositoryError> {
+        let cancel = Cancel::new();
+        let configs =
+            retry(Backoff::SHORT, &cancel, StoreError::is_retryable, || store.list(Names::CONFIG, None, LIST_PAGE));
+        let location = store.location();
+        let newest = configs.await?.pop().ok_or(RepositoryError::NotARepository { location })?;
+        let bytes = store.read(&newest.name).await?;
+        let config = Self::decode_config(&*store, &newest.name, &bytes)?;
+        Ok(Self { store, config: Arc::new(config), cancel })
+    }
+
+    /// The same repository with its newest configuration.
+    pub async fn reopen(&self) -> Result<Self, RepositoryError> {
+        Self::open(Arc::clone(&self.store)).await
+    }
+
+    /// Operations on the result stop retrying once `cancel` is asked for.
+    #[must_use]
+    pub fn with_cancel(mut self, cancel: Cancel) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    fn decode_config(store: &dyn Store, name: &ObjectName, bytes: &[u8]) -> Result<RepositoryConfig, RepositoryError> {
+        let FormatOnly { format: found } =
+            serde_json::from_slice(bytes).map_err(|error| RepositoryError::content(name, error))?;
+        if found > FORMAT_VERSION {
+            let location = store.location();
+            return Err(RepositoryError::NewerFormat { location, found, known: FORMAT_VERSION });
+        }
+        serde_json::from_slice(bytes).map_err(|error| RepositoryError::content(name, error))
+    }
+
+    pub(crate) async fn write_config(&self, config: &RepositoryConfig) -> Result<Created, RepositoryError> {
+        let mut bytes = serde_json::to_vec_pretty(config).map_err(|e| RepositoryError::content("config", e))?;
+        bytes.push(b'\n');
+        self.create(&Names::config(config.generation), Bytes::from(bytes)).await
+    }
+
+    pub fn config(&self) -> &RepositoryConfig {
+        &self.config
+    }
+
+    pub fn id(&self) -> RepositoryId {
+        self.config.id
+    }
+
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    pub fn location(&self) -> String {
+        self.store.location()
+    }
+
+    /// Refuses recipients that are not exactly those that the operator's own file names: whoever can write to the store
+    /// could otherwise add one of their own.
+    pub fn require_recipients(&self, expected: &[Recipient]) -> Result<(), RepositoryError> {
+        let sorted = |recipients: &[Recipient]| {
+            let mut names: Vec<String> = recipients.iter().map(ToString::to_string).collect();
+            names.sort();
+            names
+        };
+        let (expected, found) = (sorted(expected), sorted(&self.config.recipients));
+        if expected == found { Ok(()) } else { Err(RepositoryError::OtherRecipients { expected, found }) }
+    }
+
+    pub(crate) async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, RepositoryError> {
+        let create = || self.store.create(name, bytes.clone());
+        Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, create).await?)
+    }
+
+    pub(crate) async fn read(&self, name: &ObjectName) -> Result<Bytes, RepositoryError> {
+        let read = || self.store.read(name);
+        Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, read).await?)
+    }
+
+    pub(crate) async fn read_range(
+        &self,
+        name: &ObjectName,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes, RepositoryError> {
+        let read = || self.store.read_range(name, range.clone());
+        Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, read).await?)
+    }
+
+    /// Everything under a folder, in the order of names.
+    pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Listed>, RepositoryError> {
+        let mut all: Vec<Listed> = Vec::new();
+        loop {
+            let after = all.last().map(|listed| listed.name.clone());
+            let list = || self.store.list(folder, after.as_ref(), LIST_PAGE);
+            let page = retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, list).await?;
+            let is_last = page.len() < LIST_PAGE;
+            all.extend(page);
+            if is_last {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>, RepositoryError> {
+        let list = || self.store.folders(folder);
+        Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, list).await?)
+    }
+}

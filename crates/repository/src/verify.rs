@@ -1,0 +1,381 @@
+//! Proving that everything a repository promises can be read back.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use holdfast_format::ObjectKind;
+use holdfast_format::codec::Decompressor;
+use holdfast_format::manifest::{Manifest, Summary};
+use holdfast_format::map::{FrameRef, Map};
+use holdfast_format::object::FrameLocation;
+use holdfast_runtime::{Phase, Progress};
+use holdfast_store::{Listed, ObjectName};
+use holdfast_types::PackId;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::{Keyring, Lineage, LogView, Names, RepositoryError};
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Nothing that was promised is touched.
+    Note,
+    /// A snapshot or a stretch of log cannot be recovered, or not wholly.
+    Error,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub severity: Severity,
+    /// The object, or the stretch of log.
+    pub object: String,
+    pub problem: String,
+    /// The snapshots and files that it touches.
+    pub affects: Vec<String>,
+}
+
+/// What a verification looked at and found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    pub snapshots: u64,
+    pub packs: u64,
+    pub maps: u64,
+    pub log_objects: u64,
+    pub bytes: u64,
+    pub findings: Vec<Finding>,
+}
+
+impl VerifyReport {
+    pub fn has_errors(&self) -> bool {
+        self.findings.iter().any(|finding| finding.severity == Severity::Error)
+    }
+
+    fn error(&mut self, object: impl ToString, problem: impl ToString, affects: Vec<String>) {
+        let (object, problem) = (object.to_string(), problem.to_string());
+        self.findings.push(Finding { severity: Severity::Error, object, problem, affects });
+    }
+
+    fn note(&mut self, object: impl ToString, problem: impl ToString) {
+        let (object, problem) = (object.to_string(), problem.to_string());
+        self.findings.push(Finding { severity: Severity::Note, object, problem, affects: Vec::new() });
+    }
+}
+
+/// What to look at.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// Only this source; packs that only others use are left out.
+    pub source: Option<String>,
+    /// Objects read at once.
+    pub parallel: usize,
+}
+
+/// The error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// What the maps say of a pack.
+#[derive(Default)]
+struct PackUse {
+    frames: BTreeSet<FrameLocation>,
+    snapshots: BTreeSet<String>,
+    size: Option<u64>,
+}
+
+/// Reads, authenticates and decodes every object, and checks that nothing that a snapshot needs is missing.
+pub async fn verify(
+    keyring: &Keyring,
+    options: &VerifyOptions,
+    progress: &Progress,
+) -> Result<VerifyReport, RepositoryError> {
+    let repository = keyring.repository();
+    let mut report = VerifyReport::default();
+    progress.begin(Phase("reading manifests and maps"), 0);
+    check_keys(keyring, &mut report).await?;
+    let sources = match &options.source {
+        Some(source) => vec![source.clone()],
+        None => repository.sources().await?,
+    };
+    let mut uses = HashMap::new();
+    for source in &sources {
+        let mut summaries = Vec::new();
+        for entry in repository.snapshots(source).await? {
+            report.snapshots += 1;
+            match check_snapshot(keyring, &entry.name, source, &mut uses, &mut report).await? {
+                Some(manifest) => summaries.push(manifest.summary),
+                None => continue,
+            }
+        }
+        check_log(keyring, source, &summaries, options, progress, &mut report).await?;
+    }
+    check_packs(keyring, uses, options, progress, &mut report).await?;
+    report.findings.sort_by(|a, b| (b.severity, &a.object).cmp(&(a.severity, &b.object)));
+    Ok(report)
+}
+
+/// An error that is about one object becomes a finding; one that keeps us from looking ends the verification.
+fn finding_or_failure(error: RepositoryError) -> Result<String, RepositoryError> {
+    match &error {
+        RepositoryError::Object { .. }
+        | RepositoryError::Content { .. }
+        | RepositoryError::KeyMissing { .. }
+        | RepositoryError::KeyDamaged { .. } => Ok(chain(&error)),
+        _ if error.is_not_found() => Ok("the object is missing".to_owned()),
+        _ => Err(error),
+    }
+}
+
+async fn check_keys(keyring: &Keyring, report: &mut VerifyReport) -> Result<(), RepositoryError> {
+    for epoch in keyring.repository().folders(Names::KEYS).await? {
+        let Ok(epoch) = epoch.parse() else { continue };
+        if let Err(error) = keyring.epoch_key(epoch).await {
+            let problem = finding_or_failure(error)?;
+            report.error(Names::keys_of(epoch), problem, vec!["everything sealed in this epoch".to_owned()]);
+        }
+    }
+    Ok(())
+}
+
+async fn check_snapshot(
+    keyring: &Keyring,
+    name: &ObjectName,
+    source: &str,
+    uses: &mut HashMap<PackId, PackUse>,
+    report: &mut VerifyReport,
+) -> Result<Option<Manifest>, RepositoryError> {
+    let affects = vec![format!("snapshot {}", name.file_name())];
+    let Ok(id) = name.file_name().parse() else {
+        report.error(name, "the name is no snapshot id", affects);
+        return Ok(None);
+    };
+    let manifest = match keyring.snapshot(source, &id).await {
+        Ok(stored) => stored.manifest,
+        Err(error) => {
+            report.error(name, finding_or_failure(error)?, affects);
+            return Ok(None);
+        }
+    };
+    for pack in &manifest.packs {
+        let usage = uses.entry(pack.id).or_default();
+        usage.size = Some(pack.bytes);
+        usage.snapshots.insert(format!("snapshot {id}"));
+    }
+    for map in &manifest.maps {
+        report.maps += 1;
+        report.bytes += map.bytes;
+        match keyring.map(map.id).await {
+            Ok(map) => note_uses(&map, &manifest, uses, name, report),
+            Err(error) => report.error(Names::map(map.id), finding_or_failure(error)?, affects.clone()),
+        }
+    }
+    for page in &manifest.damage {
+        let problem =
+            format!("block {} of {} was damaged in the database already: {}", page.block, page.path, page.reason);
+        report.note(name, problem);
+    }
+    Ok(Some(manifest))
+}
+
+fn note_uses(
+    map: &Map,
+    manifest: &Manifest,
+    uses: &mut HashMap<PackId, PackUse>,
+    name: &ObjectName,
+    report: &mut VerifyReport,
+) {
+    let known: BTreeSet<PackId> = manifest.packs.iter().map(|pack| pack.id).collect();
+    for FrameRef { pack, location } in &map.frames {
+        let Some(pack) = map.packs.get(*pack as usize) else { continue };
+        if !known.contains(&pack.id) {
+            let affects = vec![format!("snapshot {}", manifest.summary.id)];
+            report.error(name, format!("a map uses pack {}, which the manifest does not list", pack.id), affects);
+        }
+        uses.entry(pack.id).or_default().frames.insert(*location);
+    }
+}
+
+async fn check_packs(
+    keyring: &Keyring,
+    mut uses: HashMap<PackId, PackUse>,
+    options: &VerifyOptions,
+    progress: &Progress,
+    report: &mut VerifyReport,
+) -> Result<(), RepositoryError> {
+    let stored: BTreeMap<ObjectName, Listed> = keyring
+        .repository()
+        .list(Names::PACKS)
+        .await?
+        .into_iter()
+        .map(|listed| (listed.name.clone(), listed))
+        .collect();
+    let mut work = Vec::new();
+    let mut unused = (0, 0);
+    for (name, listed) in &stored {
+        let usage = name.file_name().parse().ok().and_then(|id: PackId| uses.remove(&id));
+        match usage {
+            Some(usage) => work.push((listed.clone(), usage)),
+            None => unused = (unused.0 + 1, unused.1 + listed.size),
+        }
+    }
+    for (id, usage) in uses {
+        report.error(Names::pack(id), "the pack is missing", usage.snapshots.into_iter().collect());
+    }
+    if unused.0 > 0 && options.source.is_none() {
+        let size = holdfast_types::ByteSize::new(unused.1);
+        let problem =
+            format!("{} packs ({size}) belong to no snapshot: a backup under way, or one that failed", unused.0);
+        report.note(Names::PACKS, problem);
+    }
+    progress.begin(Phase("verifying packs"), work.iter().map(|(listed, _)| listed.size).sum());
+    let gate = Arc::new(Semaphore::new(options.parallel.max(1)));
+    let mut tasks = JoinSet::new();
+    for (listed, usage) in work {
+        report.packs += 1;
+        report.bytes += listed.size;
+        let (keyring, gate, progress) = (keyring.clone(), Arc::clone(&gate), progress.clone());
+        tasks.spawn(async move {
+            let _permit = gate.acquire_owned().await;
+            let outcome = check_pack(&keyring, &listed, &usage).await;
+            progress.add(listed.size);
+            (listed, usage, outcome)
+        });
+    }
+    while let Some(finished) = tasks.join_next().await {
+        let Ok((listed, usage, outcome)) = finished else { continue };
+        if let Err(error) = outcome {
+            report.error(&listed.name, finding_or_failure(error)?, usage.snapshots.into_iter().collect());
+        }
+    }
+    Ok(())
+}
+
+async fn check_pack(keyring: &Keyring, listed: &Listed, usage: &PackUse) -> Result<(), RepositoryError> {
+    let name = listed.name.clone();
+    if usage.size.is_some_and(|size| size != listed.size) {
+        return Err(RepositoryError::content(name, "the size is not what the manifest says"));
+    }
+    let mut object = keyring.open(ObjectKind::Pack, &name).await?;
+    if let Some(stray) = usage.frames.iter().find(|frame| object.frames.get(frame.index as usize) != Some(frame)) {
+        let problem =
+            format!("a map expects frame {} at byte {}, where the pack has another", stray.index, stray.offset);
+        return Err(RepositoryError::content(name, problem));
+    }
+    let decoded = tokio::task::spawn_blocking(move || {
+        let mut decompressor = Decompressor::new();
+        let mut plain = Vec::new();
+        for index in 0..object.frames.len() {
+            plain.clear();
+            object.frame(index, &mut decompressor, &mut plain)?;
+        }
+        Ok(())
+    });
+    match decoded.await {
+        Ok(outcome) => outcome.map_err(|source| RepositoryError::object(listed.name.clone(), source)),
+        Err(panic) => Err(RepositoryError::content(listed.name.clone(), panic)),
+    }
+}
+
+async fn check_log(
+    keyring: &Keyring,
+    source: &str,
+    snapshots: &[Summary],
+    options: &VerifyOptions,
+    progress: &Progress,
+    report: &mut VerifyReport,
+) -> Result<(), RepositoryError> {
+    let repository = keyring.repository();
+    let mut lineages = repository.lineages(source).await?;
+    for snapshot in snapshots {
+        let lineage = Lineage { system_id: snapshot.system_id, segment_size: snapshot.segment_size };
+        if !lineages.contains(&lineage) {
+            lineages.push(lineage);
+        }
+    }
+    for lineage in lineages {
+        let view = repository.log(source, lineage).await?;
+        let damaged = read_all_log(keyring, &view, options, progress, report).await?;
+        check_reach(&view, snapshots, &damaged, report);
+        for timeline in &view.histories {
+            if let Err(error) = keyring.history(source, lineage, *timeline).await {
+                let name = Names::history(source, lineage, *timeline);
+                report.error(name, finding_or_failure(error)?, vec![format!("recovery along timeline {timeline}")]);
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn read_all_log(
+    keyring: &Keyring,
+    view: &LogView,
+    options: &VerifyOptions,
+    progress: &Progress,
+    report: &mut VerifyReport,
+) -> Result<BTreeSet<ObjectName>, RepositoryError> {
+    let objects: Vec<_> = view.timelines().flat_map(|timeline| view.objects(timeline)).cloned().collect();
+    progress.begin(Phase("verifying log"), objects.iter().map(|object| object.size).sum());
+    let gate = Arc::new(Semaphore::new(options.parallel.max(1)));
+    let mut tasks = JoinSet::new();
+    for object in objects {
+        report.log_objects += 1;
+        report.bytes += object.size;
+        let (keyring, gate, progress) = (keyring.clone(), Arc::clone(&gate), progress.clone());
+        tasks.spawn(async move {
+            let _permit = gate.acquire_owned().await;
+            let outcome = match keyring.read_log(&object).await {
+                // A piece may have gone because its segment became whole since the listing.
+                Err(error) if error.is_not_found() && object.kind == ObjectKind::WalPiece => Ok(()),
+                outcome => outcome.map(drop),
+            };
+            progress.add(object.size);
+            (object, outcome)
+        });
+    }
+    let mut damaged = BTreeSet::new();
+    while let Some(finished) = tasks.join_next().await {
+        let Ok((object, outcome)) = finished else { continue };
+        if let Err(error) = outcome {
+            let affects =
+                vec![format!("recovery on timeline {} past {}", object.segment.timeline(), object.range.start)];
+            report.error(&object.name, finding_or_failure(error)?, affects);
+            damaged.insert(object.name);
+        }
+    }
+    Ok(damaged)
+}
+
+fn check_reach(view: &LogView, snapshots: &[Summary], damaged: &BTreeSet<ObjectName>, report: &mut VerifyReport) {
+    for timeline in view.timelines() {
+        for gap in view.coverage(timeline).gaps() {
+            let what = format!("log of {} timeline {timeline} from {} to {}", view.source, gap.start, gap.end);
+            let affects = vec![format!("recovery past {} from snapshots before it", gap.start)];
+            report.error(what, "this stretch of log is missing", affects);
+        }
+    }
+    for snapshot in snapshots.iter().filter(|snapshot| snapshot.system_id == view.lineage.system_id) {
+        let affects = vec![format!("snapshot {}", snapshot.id)];
+        let what = format!("log of {} from {} to {}", view.source, snapshot.start_lsn, snapshot.stop_lsn);
+        if !view.coverage(snapshot.timeline).covers(snapshot.start_lsn, snapshot.stop_lsn) {
+            report.error(&what, "the log that makes the snapshot consistent is missing", affects.clone());
+        }
+        let needed = view
+            .objects(snapshot.timeline)
+            .iter()
+            .filter(|object| object.range.end > snapshot.start_lsn && object.range.start < snapshot.stop_lsn);
+        if needed.into_iter().any(|object| damaged.contains(&object.name)) {
+            report.error(&what, "the log that makes the snapshot consistent is damaged", affects);
+        }
+    }
+}

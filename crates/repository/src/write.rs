@@ -1,0 +1,152 @@
+//! Writing: an epoch's key, packs, maps, manifests, log.
+
+use bytes::Bytes;
+use holdfast_format::codec::Compressor;
+use holdfast_format::manifest::Manifest;
+use holdfast_format::object::{Header, ObjectWriter, SealedObject};
+use holdfast_format::wal::{LogIndex, LogSummary};
+use holdfast_format::{EpochKey, ObjectKind};
+use holdfast_store::{Created, ObjectName};
+use holdfast_types::EpochId;
+
+use crate::{Names, Repository, RepositoryError, keys};
+
+/// Bytes from the operating system's random source.
+///
+/// # Panics
+/// If there is none: nothing here can go on without it.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the operating system has a random source");
+    bytes
+}
+
+/// One writer's span of work under one data key, which it made and which nobody else needs to know.
+#[derive(Clone, Debug)]
+pub struct Epoch {
+    repository: Repository,
+    key: EpochKey,
+}
+
+impl Repository {
+    /// Begins an epoch: from here on its key is in the repository, sealed to the recipients.
+    pub async fn begin_epoch(&self) -> Result<Epoch, RepositoryError> {
+        let key = EpochKey::new(EpochId::new(random()), random());
+        let sealed = keys::seal_epoch_key(self.id(), &key, &self.config().recipients)?;
+        let name = Names::key(key.id, 1);
+        match self.create(&name, Bytes::from(sealed)).await? {
+            Created::New => Ok(Epoch { repository: self.clone(), key }),
+            Created::Exists => Err(RepositoryError::Conflict { name: name.to_string() }),
+        }
+    }
+}
+
+/// A sealed segment, piece, partial segment or timeline history, ready to be put wherever its name belongs.
+#[derive(Clone, Debug)]
+pub struct SealedLog {
+    pub name: ObjectName,
+    pub bytes: Bytes,
+}
+
+impl Epoch {
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    fn header(&self, kind: ObjectKind) -> Header {
+        Header { kind, repository: self.repository.id(), epoch: self.key.id, salt: random() }
+    }
+
+    pub fn id(&self) -> EpochId {
+        self.key.id
+    }
+
+    /// An empty pack of about `capacity` bytes.
+    pub fn pack(&self, capacity: usize) -> ObjectWriter {
+        ObjectWriter::new(&self.header(ObjectKind::Pack), &self.key, "", capacity)
+    }
+
+    /// Stores a finished pack; returns when it is durable.
+    pub async fn put_pack(&self, pack: Bytes, id: holdfast_types::PackId) -> Result<(), RepositoryError> {
+        // The name is the hash of the content: one that exists is the same.
+        self.repository.create(&Names::pack(id), pack).await.map(drop)
+    }
+
+    /// Seals and stores the encoded map.
+    pub async fn put_map(&self, plain: &[u8]) -> Result<SealedObject, RepositoryError> {
+        let mut writer = ObjectWriter::new(&self.header(ObjectKind::Map), &self.key, "", plain.len() / 2);
+        let mut compressor = compressor();
+        for part in plain.chunks(1 << 20) {
+            writer.push(part, &mut compressor);
+        }
+        let mut sealed = writer.finish(b"");
+        let bytes = std::mem::take(&mut sealed.bytes);
+        let len = bytes.len();
+        self.repository.create(&Names::map(sealed.id), Bytes::from(bytes)).await?;
+        // Only the length matters from here on.
+        sealed.frames.truncate(0);
+        sealed.bytes = Vec::new();
+        tracing::debug!(map = %sealed.id, bytes = len, "stored a map");
+        Ok(sealed)
+    }
+
+    /// Makes the snapshot exist.
+    pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepositoryError> {
+        let summary = &manifest.summary;
+        let name = Names::snapshot(&summary.source, &summary.id);
+        let content = |error| RepositoryError::content(&name, error);
+        let public = serde_json::to_vec(summary).map_err(content)?;
+        let plain = serde_json::to_vec(manifest).map_err(content)?;
+        let header = self.header(ObjectKind::Manifest);
+        let mut writer = ObjectWriter::new(&header, &self.key, name.as_str(), plain.len());
+        let mut compressor = compressor();
+        for part in plain.chunks(1 << 20) {
+            writer.push(part, &mut compressor);
+        }
+        match self.repository.create(&name, Bytes::from(writer.finish(&public).bytes)).await? {
+            Created::New => Ok(()),
+            Created::Exists => Err(RepositoryError::Conflict { name: name.to_string() }),
+        }
+    }
+
+    /// Begins a segment or piece; frames are pushed as log arrives.
+    pub fn log_writer(&self, kind: ObjectKind, name: &ObjectName, capacity: usize) -> ObjectWriter {
+        ObjectWriter::new(&self.header(kind), &self.key, name.as_str(), capacity)
+    }
+
+    /// Ends a segment or piece: adds its index and summary.
+    pub fn finish_log(
+        mut writer: ObjectWriter,
+        name: ObjectName,
+        index: &LogIndex,
+        summary: &LogSummary,
+        compressor: &mut Compressor,
+    ) -> Result<SealedLog, RepositoryError> {
+        let content = |error| RepositoryError::content(&name, error);
+        let index = serde_json::to_vec(index).map_err(content)?;
+        let public = serde_json::to_vec(summary).map_err(content)?;
+        writer.push(&index, compressor);
+        let bytes = Bytes::from(writer.finish(&public).bytes);
+        Ok(SealedLog { name, bytes })
+    }
+
+    /// Seals a timeline history.
+    pub fn seal_history(&self, name: ObjectName, plain: &[u8]) -> Result<SealedLog, RepositoryError> {
+        let mut writer = self.log_writer(ObjectKind::TimelineHistory, &name, plain.len());
+        writer.push(plain, &mut compressor());
+        let digest = holdfast_format::wal::digest(self.repository.id(), plain);
+        let public = serde_json::to_vec(&HistorySummary { digest }).map_err(|e| RepositoryError::content(&name, e))?;
+        Ok(SealedLog { bytes: Bytes::from(writer.finish(&public).bytes), name })
+    }
+}
+
+/// The public part of a timeline history.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HistorySummary {
+    pub(crate) digest: String,
+}
+
+fn compressor() -> Compressor {
+    Compressor::new(3).expect("zstd knows level 3")
+}

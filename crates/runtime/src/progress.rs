@@ -1,0 +1,67 @@
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a job is doing, in words that the operator knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Phase(pub &'static str);
+
+/// Counts what a job has done. The job writes, whoever shows it reads; neither waits for the other.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    done: AtomicU64,
+    total: AtomicU64,
+    phases: Mutex<Vec<(Phase, Instant)>>,
+}
+
+/// What [`Progress`] stands at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    pub phase: Option<Phase>,
+    pub done: u64,
+    /// Zero where the job can't know it.
+    pub total: u64,
+}
+
+impl Progress {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins a new phase, of `total` bytes if that can be known.
+    pub fn begin(&self, phase: Phase, total: u64) {
+        let mut phases = self.shared.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        phases.push((phase, Instant::now()));
+        self.shared.total.store(total, Relaxed);
+        self.shared.done.store(0, Relaxed);
+    }
+
+    pub fn add(&self, bytes: u64) {
+        self.shared.done.fetch_add(bytes, Relaxed);
+    }
+
+    pub fn set(&self, done: u64) {
+        self.shared.done.store(done, Relaxed);
+    }
+
+    pub fn read(&self) -> Reading {
+        let phases = self.shared.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        Reading {
+            phase: phases.last().map(|(phase, _)| *phase),
+            done: self.shared.done.load(Relaxed),
+            total: self.shared.total.load(Relaxed),
+        }
+    }
+
+    /// How long each phase took; the last one until now.
+    pub fn durations(&self) -> Vec<(Phase, Duration)> {
+        let phases = self.shared.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        let ends = phases.iter().skip(1).map(|(_, start)| *start).chain([Instant::now()]);
+        phases.iter().zip(ends).map(|((phase, start), end)| (*phase, end.saturating_duration_since(*start))).collect()
+    }
+}

@@ -1,0 +1,277 @@
+//! A store in a directory of a POSIX file system.
+//!
+//! *Consistency.* An object is written under a temporary name, synced, and hard-linked to its own name, which fails if
+//! the name is taken; then the folder is synced. Where a file system has no hard links, `renameat2` with
+//! `RENAME_NOREPLACE` does the same.
+//!
+//! *Crash.* A process or machine that dies on the way leaves a file in `.tmp`, which nobody lists; [`Directory::sweep`]
+//! removes those of more than a day ago.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use crate::{Cause, Created, Listed, ObjectName, Store, StoreError};
+
+const TEMPORARY: &str = ".tmp";
+
+/// A repository's directory.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    root: Arc<PathBuf>,
+}
+
+static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
+
+impl Directory {
+    /// Does not touch the file system: whether the place is there shows at the first operation.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: Arc::new(root.into()) }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn error(&self, operation: &'static str, name: &str, error: io::Error) -> StoreError {
+        let cause = match error.kind() {
+            // A missing object and a missing repository must not look alike: an unmounted disk is no deleted backup.
+            io::ErrorKind::NotFound if !self.root.is_dir() => Cause::Away,
+            io::ErrorKind::NotFound => Cause::NotFound,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Cause::Full(error),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Cause::Denied(error),
+            _ => Cause::Io(error),
+        };
+        StoreError { operation, name: name.to_owned(), location: self.location(), cause }
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        name: &str,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let root = Arc::clone(&self.root);
+        let outcome = tokio::task::spawn_blocking(move || work(&root)).await;
+        outcome.unwrap_or_else(|panic| Err(io::Error::other(panic))).map_err(|error| self.error(operation, name, error))
+    }
+
+    /// Removes what writers that died left behind more than a day ago.
+    pub async fn sweep(&self) -> Result<(), StoreError> {
+        self.run("sweep", TEMPORARY, |root| {
+            let entries = match fs::read_dir(root.join(TEMPORARY)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
+                if age > Duration::from_secs(86_400) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Creates `path` and what is missing above it, down from `root`, each made durable in its parent.
+fn create_folders(root: &Path, path: &Path) -> io::Result<()> {
+    if path == root || path.is_dir() {
+        return Ok(());
+    }
+    let Some(parent) = path.parent() else { return Ok(()) };
+    create_folders(root, parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        // Synced also when somebody else was first: their sync may still be under way.
+        _ => sync_directory(parent),
+    }
+}
+
+fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
+    // Only what is in the repository's directory is made, never that directory: an unmounted disk must stay an error.
+    if !root.is_dir() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let target = root.join(name.as_str());
+    if target.exists() {
+        return Ok(Created::Exists);
+    }
+    let folder = target.parent().unwrap_or(root);
+    create_folders(root, folder)?;
+    let temporary_folder = root.join(TEMPORARY);
+    create_folders(root, &temporary_folder)?;
+    let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
+    let temporary = temporary_folder.join(format!("{}-{}-{number}", name.file_name(), std::process::id()));
+    let outcome = write_durably(&temporary, bytes).and_then(|()| publish(&temporary, &target));
+    let removed = fs::remove_file(&temporary);
+    let created = outcome?;
+    match removed {
+        // Renaming has already taken the temporary name away.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    sync_directory(folder)?;
+    Ok(created)
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A process of the same id in another container may have left this name; it is nobody's object.
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn publish(temporary: &Path, target: &Path) -> io::Result<Created> {
+    match fs::hard_link(temporary, target) {
+        Ok(()) => Ok(Created::New),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Created::Exists),
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied)
+                || error.raw_os_error() == Some(nix::errno::Errno::EMLINK as i32) =>
+        {
+            match renameat2(AT_FDCWD, temporary, AT_FDCWD, target, RenameFlags::RENAME_NOREPLACE) {
+                Ok(()) => Ok(Created::New),
+                Err(nix::errno::Errno::EEXIST) => Ok(Created::Exists),
+                Err(_) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn read_range(path: &Path, range: &Range<u64>) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(range.start))?;
+    let len = range.end.saturating_sub(range.start);
+    let mut bytes = Vec::with_capacity(len as usize);
+    file.take(len).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Walks `folder` in the order of full names: a folder `a` sorts as `a/`, so files and folders are ordered together.
+fn walk(root: &Path, folder: &str, after: Option<&str>, limit: usize, found: &mut Vec<Listed>) -> io::Result<()> {
+    for (name, is_folder) in children(root, folder)? {
+        if found.len() >= limit {
+            return Ok(());
+        }
+        let full = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        if is_folder {
+            let prefix = format!("{full}/");
+            // A whole folder lies before `after` if its prefix is smaller and not the beginning of it.
+            if after.is_some_and(|after| prefix.as_str() < after && !after.starts_with(&prefix)) {
+                continue;
+            }
+            walk(root, &full, after, limit, found)?;
+        } else if after.is_none_or(|after| full.as_str() > after) {
+            let metadata = match fs::metadata(root.join(&full)) {
+                // Deleted since the folder was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
+            if let Ok(name) = ObjectName::new(full) {
+                found.push(Listed { name, size: metadata.len(), modified: metadata.modified()? });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is directly in a folder, folders marked, sorted as their full names are.
+fn children(root: &Path, folder: &str) -> io::Result<Vec<(String, bool)>> {
+    let entries = match fs::read_dir(root.join(folder)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut children = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().into_string()
+            && !name.starts_with('.')
+        {
+            children.push((name, entry.file_type()?.is_dir()));
+        }
+    }
+    children.sort_by(|(a, a_is_folder), (b, b_is_folder)| {
+        let key = |name: &str, is_folder: bool| if is_folder { format!("{name}/") } else { name.to_owned() };
+        key(a, *a_is_folder).cmp(&key(b, *b_is_folder))
+    });
+    Ok(children)
+}
+
+#[async_trait]
+impl Store for Directory {
+    fn location(&self) -> String {
+        self.root.display().to_string()
+    }
+
+    async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
+        let owned = name.clone();
+        self.run("create", name.as_str(), move |root| create(root, &owned, &bytes)).await
+    }
+
+    async fn read(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
+        let owned = name.clone();
+        self.run("read", name.as_str(), move |root| fs::read(root.join(owned.as_str())).map(Bytes::from)).await
+    }
+
+    async fn read_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let (owned, asked) = (name.clone(), range.clone());
+        let bytes = self.run("read", name.as_str(), move |root| read_range(&root.join(owned.as_str()), &asked)).await?;
+        if bytes.len() as u64 == range.end - range.start {
+            Ok(Bytes::from(bytes))
+        } else {
+            let cause = Cause::Truncated { len: range.start + bytes.len() as u64 };
+            Err(StoreError { operation: "read", name: name.to_string(), location: self.location(), cause })
+        }
+    }
+
+    async fn size(&self, name: &ObjectName) -> Result<u64, StoreError> {
+        let owned = name.clone();
+        self.run("look up", name.as_str(), move |root| Ok(fs::metadata(root.join(owned.as_str()))?.len())).await
+    }
+
+    async fn list(&self, folder: &str, after: Option<&ObjectName>, limit: usize) -> Result<Vec<Listed>, StoreError> {
+        let (owned, after) = (folder.to_owned(), after.map(ToString::to_string));
+        self.run("list", folder, move |root| {
+            let mut found = Vec::new();
+            walk(root, &owned, after.as_deref(), limit, &mut found)?;
+            found.truncate(limit);
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError> {
+        let owned = folder.to_owned();
+        self.run("list", folder, move |root| {
+            let children = children(root, &owned)?;
+            Ok(children.into_iter().filter(|(_, is_folder)| *is_folder).map(|(name, _)| name).collect())
+        })
+        .await
+    }
+
+    async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let owned = name.clone();
+        self.run("delete", name.as_str(), move |root| match fs::remove_file(root.join(owned.as_str())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => Ok(()),
+            outcome => outcome,
+        })
+        .await
+    }
+}

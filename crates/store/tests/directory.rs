@@ -1,0 +1,38 @@
+//! The directory store against the contract, and what is particular to directories.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_store::{Cause, Directory, ObjectName, Store as _, conformance};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conforms() {
+    let folder = tempfile::tempdir().unwrap();
+    conformance::check(Arc::new(Directory::new(folder.path()))).await;
+    let left = std::fs::read_dir(folder.path().join(".tmp")).unwrap().count();
+    assert_eq!(left, 0, "temporary files are left behind");
+}
+
+#[tokio::test]
+async fn an_unmounted_repository_is_away_and_not_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Directory::new(folder.path().join("mount"));
+    let name = ObjectName::new("packs/x").unwrap();
+    for error in [
+        store.create(&name, Bytes::from_static(b"x")).await.unwrap_err(),
+        store.read(&name).await.unwrap_err(),
+        store.list("", None, 10).await.unwrap_err(),
+        store.delete(&name).await.unwrap_err(),
+    ] {
+        assert!(matches!(error.cause, Cause::Away), "{error:?}");
+        assert!(error.is_retryable());
+    }
+    assert!(!folder.path().join("mount").exists(), "an unmounted disk must not be written beneath");
+}
+
+#[test]
+fn names_cannot_leave_the_repository() {
+    for text in ["", "/etc/passwd", "a/../b", "..", ".tmp/x", "a//b", "a b", "a/", "ä"] {
+        assert!(ObjectName::new(text).is_err(), "{text}");
+    }
+}
