@@ -191,12 +191,13 @@ mod tests {
 
         #[test]
         fn what_is_on_a_timeline_is_contained(steps in prop::collection::vec((1u32..3, 0u64..1 << 40), 0..6), at: u64) {
-            let (mut timeline, mut switch, mut text) = (0, 0, String::new());
+            let (mut timeline, mut switch, mut lines) = (0, 0, Vec::new());
             for (up, bytes) in steps {
                 timeline += up;
                 switch += bytes;
-                text.push_str(&format!("{timeline}\t{}\treason\n", Lsn::new(switch)));
+                lines.push(format!("{timeline}\t{}\treason\n", Lsn::new(switch)));
             }
+            let text = lines.concat();
             let history = TimelineHistory::parse(Timeline::new(timeline + 1), text.as_bytes()).unwrap();
             let at = Lsn::new(at >> 20);
             prop_assert!(history.contains(history.timeline_at(at), at));

@@ -21,7 +21,7 @@ pub use changes::FileChange;
 pub use decoder::WalDecoder;
 pub use error::{PageFault, RecordFault, WalError};
 pub use event::Event;
-pub use page::{WAL_PAGE_SIZE, check_segment_start};
+pub use page::{WAL_PAGE_SIZE, check_segment_start, segment_system_id};
 pub use record::{BlockRef, Blocks, Record};
 
 /// Numbers of resource managers: which part of PostgreSQL wrote a record (rmgrlist.h).

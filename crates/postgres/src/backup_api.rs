@@ -240,7 +240,7 @@ fn session_settings(major: u32) -> String {
     if major >= 17 {
         settings.push("transaction_timeout = 0");
     }
-    settings.iter().map(|setting| format!("SET {setting};")).collect()
+    settings.iter().map(|setting| format!("SET {setting};")).collect::<Vec<_>>().join(" ")
 }
 
 /// The timeline that a backup's start position is on.
@@ -320,7 +320,8 @@ mod tests {
 
     #[test]
     fn reads_labels_with_any_text_in_them() {
-        let label = b"START WAL LOCATION: 1A/2000028 (file 00000003000000000000001A)\nCHECKPOINT LOCATION: 1A/2000060\n\
+        let label =
+            b"START WAL LOCATION: 1A/2000028 (file 00000003000000000000001A)\nCHECKPOINT LOCATION: 1A/2000060\n\
                       BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIME: 2026-01-01 00:00:00 GMT\n\
                       LABEL: caf\xe9 START TIMELINE: 9\nSTART TIMELINE: 3\n";
         let label = Label::parse(label).unwrap();

@@ -27,8 +27,8 @@ use postgres_protocol::message::frontend;
 
 pub use error::{ConnectError, QueryError, ServerError, TlsError};
 pub use quote::{identifier, literal};
-pub use row::{ColumnIndex, Row, RowError};
 pub(crate) use row::Columns;
+pub use row::{ColumnIndex, Row, RowError};
 pub(crate) use wire::Frame;
 use wire::Wire;
 
@@ -51,7 +51,7 @@ impl ServerVersion {
     }
 
     /// Reads `15.4 (Debian 15.4-1)`, `18beta2` or `19devel`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let mut numbers = text[..end].split('.').map(str::parse::<u32>);
         let major = numbers.next()?.ok().filter(|major| (10..1000).contains(major))?;
@@ -195,12 +195,12 @@ impl Client {
     /// Reads to the end of the answer to the oldest request.
     async fn answer(&mut self) -> Result<Answer, QueryError> {
         let mut answer = Answer::default();
-        let mut columns = row::Columns::default();
+        let mut columns = Columns::default();
         let mut failure = None;
         loop {
             match self.receive().await? {
                 Frame::Columns(body) => {
-                    columns = row::Columns::read(&body).map_err(|source| self.broken(source))?;
+                    columns = Columns::read(&body).map_err(|source| self.broken(source))?;
                 }
                 Frame::Row(body) => {
                     answer.rows.push(Row::read(&columns, body).map_err(|source| self.broken(source))?);
@@ -220,7 +220,7 @@ impl Client {
                 Frame::Message(Message::ReadyForQuery(_)) => {
                     self.unanswered -= 1;
                     return match failure {
-                        Some(source) => Err(QueryError::Server { server: self.server.to_string(), source }),
+                        Some(source) => Err(self.refused(source)),
                         None => Ok(answer),
                     };
                 }
@@ -270,9 +270,13 @@ impl Client {
         let error = ServerError::read(body).map_err(|source| self.broken(source))?;
         if error.is_fatal() {
             self.closed = true;
-            return Err(QueryError::Server { server: self.server.to_string(), source: error });
+            return Err(self.refused(error));
         }
         Ok(error)
+    }
+
+    pub(crate) fn refused(&self, source: ServerError) -> QueryError {
+        QueryError::Server { server: self.server.to_string(), source: Box::new(source) }
     }
 
     pub(crate) fn lost(&mut self, source: io::Error) -> QueryError {
@@ -300,7 +304,7 @@ impl Client {
         let words = tokio::time::timeout(Duration::from_secs(1), words).await.ok().flatten();
         self.closed = true;
         match words {
-            Some(source) => QueryError::Server { server: self.server.to_string(), source },
+            Some(source) => self.refused(source),
             None => self.lost(failure),
         }
     }

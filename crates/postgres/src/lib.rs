@@ -16,7 +16,7 @@
 
 pub mod backup_api;
 pub mod client;
-//pub mod cluster;
+pub mod cluster;
 pub mod conninfo;
 pub mod replication;
 pub mod server;

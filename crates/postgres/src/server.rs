@@ -103,7 +103,8 @@ impl ServerInfo {
         let loaded = loaded_files(client).await?;
         let version = client.server_version();
         let read = || {
-            let pair = |row: &Row| Ok((row.text("name")?.to_owned(), row.optional_text("setting")?.unwrap_or("").to_owned()));
+            let pair =
+                |row: &Row| Ok((row.text("name")?.to_owned(), row.optional_text("setting")?.unwrap_or("").to_owned()));
             let settings = rows.iter().map(pair).collect::<Result<BTreeMap<_, _>, RowError>>()?;
             let tablespaces = tablespaces.iter().map(Tablespace::read).collect::<Result<_, _>>()?;
             Self::assemble(version, &state, settings, tablespaces, loaded)

@@ -1,1 +1,20 @@
+//! Bringing a PostgreSQL cluster back: choosing a snapshot and a way along the log, restoring, replaying, proving.
 //!
+//! [`plan`] decides and touches nothing; [`restore`] carries a plan out; [`start`] brings the result up and says which
+//! point was reached; [`get`] serves segments to `restore_command`.
+
+mod error;
+mod get;
+mod lay;
+mod plan;
+mod points;
+mod restore;
+mod settings;
+mod start;
+
+pub use error::RestoreError;
+pub use get::{GetError, GetOptions, GetOutcome, get};
+pub use plan::{Plan, Target, plan};
+pub use points::{RecoverablePoints, TimelinePoints, recoverable};
+pub use restore::{ArchiveMode, RestoreOptions, RestoreReport, restore};
+pub use start::{Reached, start};

@@ -202,8 +202,10 @@ impl Repository {
     }
 
     /// Stores sealed log. What exists under the name must have the same plain content.
+    ///
+    /// Not tried again here: whoever receives log has other work meanwhile, and its own ways to wait.
     pub async fn put_log(&self, sealed: &SealedLog) -> Result<Created, RepositoryError> {
-        let created = self.create(&sealed.name, sealed.bytes.clone()).await?;
+        let created = self.store.create(&sealed.name, sealed.bytes.clone()).await?;
         if created == Created::Exists {
             let size = self.store.size(&sealed.name).await?;
             let ours = holdfast_format::object::public_part(&sealed.bytes)

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use holdfast_format::codec::Compressor;
 use holdfast_format::manifest::Manifest;
-use holdfast_format::object::{Header, ObjectWriter, SealedObject};
+use holdfast_format::object::{Header, ObjectWriter};
 use holdfast_format::wal::{LogIndex, LogSummary};
 use holdfast_format::{EpochKey, ObjectKind};
 use holdfast_store::{Created, ObjectName};
-use holdfast_types::EpochId;
+use holdfast_types::{EpochId, PackId};
 
 use crate::{Names, Repository, RepositoryError, keys};
 
@@ -67,27 +67,22 @@ impl Epoch {
     }
 
     /// Stores a finished pack; returns when it is durable.
-    pub async fn put_pack(&self, pack: Bytes, id: holdfast_types::PackId) -> Result<(), RepositoryError> {
+    pub async fn put_pack(&self, pack: Bytes, id: PackId) -> Result<(), RepositoryError> {
         // The name is the hash of the content: one that exists is the same.
         self.repository.create(&Names::pack(id), pack).await.map(drop)
     }
 
-    /// Seals and stores the encoded map.
-    pub async fn put_map(&self, plain: &[u8]) -> Result<SealedObject, RepositoryError> {
+    /// Seals and stores an encoded map; gives its name and length.
+    pub async fn put_map(&self, plain: &[u8]) -> Result<(PackId, u64), RepositoryError> {
         let mut writer = ObjectWriter::new(&self.header(ObjectKind::Map), &self.key, "", plain.len() / 2);
         let mut compressor = compressor();
         for part in plain.chunks(1 << 20) {
             writer.push(part, &mut compressor);
         }
-        let mut sealed = writer.finish(b"");
-        let bytes = std::mem::take(&mut sealed.bytes);
-        let len = bytes.len();
-        self.repository.create(&Names::map(sealed.id), Bytes::from(bytes)).await?;
-        // Only the length matters from here on.
-        sealed.frames.truncate(0);
-        sealed.bytes = Vec::new();
-        tracing::debug!(map = %sealed.id, bytes = len, "stored a map");
-        Ok(sealed)
+        let sealed = writer.finish(b"");
+        let len = sealed.bytes.len() as u64;
+        self.repository.create(&Names::map(sealed.id), Bytes::from(sealed.bytes)).await?;
+        Ok((sealed.id, len))
     }
 
     /// Makes the snapshot exist.

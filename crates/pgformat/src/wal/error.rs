@@ -115,3 +115,5 @@ impl fmt::Display for PageFault {
         }
     }
 }
+
+impl std::error::Error for PageFault {}

@@ -109,6 +109,11 @@ impl PageHeader {
     }
 }
 
+/// The cluster that a segment belongs to, from its first 40 bytes.
+pub fn segment_system_id(bytes: &[u8]) -> Option<SystemId> {
+    PageHeader::read(bytes).and_then(|header| header.system_id())
+}
+
 /// Checks that `bytes`, of which the first 40 are looked at, begin the segment they are said to be; answers which
 /// release wrote them. Keeps the log of another cluster, or of another place, out of an archive.
 ///

@@ -30,14 +30,6 @@ impl<'a> Reader<'a> {
         self.array().map(i32::from_be_bytes)
     }
 
-    pub(crate) fn u64(&mut self) -> io::Result<u64> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    pub(crate) fn i64(&mut self) -> io::Result<i64> {
-        self.array().map(i64::from_be_bytes)
-    }
-
     /// Text that ends with a zero byte. What is not UTF-8 is replaced: it comes from before the encoding is agreed.
     pub(crate) fn text(&mut self) -> io::Result<String> {
         let end = self.0.iter().position(|byte| *byte == 0).ok_or_else(short)?;

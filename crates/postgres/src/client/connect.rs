@@ -217,7 +217,7 @@ impl Attempt<'_> {
                 Frame::Message(Message::ReadyForQuery(_)) => break,
                 Frame::Error(body) => {
                     let error = client.server_failure(&body).map_err(failed)?;
-                    return Err(ConnectError::Server { server: server.to_owned(), source: error });
+                    return Err(ConnectError::Server { server: server.to_owned(), source: Box::new(error) });
                 }
                 _ => {}
             }
@@ -268,7 +268,7 @@ fn connect_error(error: QueryError, server: &str) -> ConnectError {
 
 pub(super) fn refusal(body: &[u8], server: &str) -> ConnectError {
     match ServerError::read(body) {
-        Ok(source) => ConnectError::Server { server: server.to_owned(), source },
+        Ok(source) => ConnectError::Server { server: server.to_owned(), source: Box::new(source) },
         Err(source) => ConnectError::Protocol { server: server.to_owned(), source },
     }
 }
@@ -302,4 +302,3 @@ fn keep_alive(stream: &TcpStream, options: &Keepalive, server: &str) {
         tracing::debug!(server, %error, "could not set TCP keepalives");
     }
 }
-

@@ -92,7 +92,7 @@ pub enum QueryError {
     Server {
         server: String,
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
 
     #[error("the connection to {server} was lost")]
@@ -116,7 +116,7 @@ pub enum QueryError {
     Answer {
         server: String,
         #[source]
-        source: RowError,
+        source: Box<RowError>,
     },
 
     #[error("an answer of {server} has {got} rows where {expected} was expected")]
@@ -128,8 +128,9 @@ pub enum QueryError {
 
 impl QueryError {
     /// For `map_err` on values of rows.
-    pub(crate) fn answer(server: &str) -> impl Fn(RowError) -> Self {
-        move |source| Self::Answer { server: server.to_owned(), source }
+    pub(crate) fn answer(server: &str) -> impl Fn(RowError) -> Self + use<> {
+        let server = server.to_owned();
+        move |source| Self::Answer { server: server.clone(), source: Box::new(source) }
     }
 
     /// Whether the same request may succeed later, perhaps on a new connection.
@@ -257,7 +258,7 @@ pub enum ConnectError {
     Server {
         server: String,
         #[source]
-        source: ServerError,
+        source: Box<ServerError>,
     },
 
     #[error("the server {server} does not speak PostgreSQL's protocol")]
@@ -312,8 +313,13 @@ impl ConnectError {
     pub(crate) fn tries_next(&self) -> bool {
         match self {
             Self::Server { source, .. } => source.is_retryable(),
-            Self::Resolve { .. } | Self::Io { .. } | Self::Timeout { .. } | Self::WrongSession { .. } => true,
-            Self::Protocol { .. } | Self::TlsNotOffered { .. } | Self::Handshake { .. } => true,
+            Self::Resolve { .. }
+            | Self::Io { .. }
+            | Self::Timeout { .. }
+            | Self::WrongSession { .. }
+            | Self::Protocol { .. }
+            | Self::TlsNotOffered { .. }
+            | Self::Handshake { .. } => true,
             _ => false,
         }
     }

@@ -130,9 +130,7 @@ impl Row {
         match self.text(column)? {
             "t" => Ok(true),
             "f" => Ok(false),
-            text => {
-                Err(RowError::Invalid { column: column.to_string(), text: text.to_owned(), expected: "boolean" })
-            }
+            text => Err(RowError::Invalid { column: column.to_string(), text: text.to_owned(), expected: "boolean" }),
         }
     }
 }

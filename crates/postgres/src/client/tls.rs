@@ -34,7 +34,10 @@ impl Connector {
             (SslMode::VerifyFull, _) => Check::AuthorityAndName,
         };
         let provider = Arc::new(provider::default_provider());
-        let (roots, pinned) = if check == Check::Nothing { Default::default() } else { trusted(&options.roots)? };
+        let (roots, pinned) = match check {
+            Check::Nothing => (RootCertStore::empty(), Vec::new()),
+            Check::Authority | Check::AuthorityAndName => trusted(&options.roots)?,
+        };
         let verifier = Verifier { check, roots, pinned, provider: Arc::clone(&provider) };
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()

@@ -172,7 +172,7 @@ fn build(pairs: Pairs) -> Result<ConnInfo, ParseConnInfoError> {
             "user" => info.user = filled.map(str::to_owned),
             "password" => info.password = filled.map(|text| Password(text.to_owned())),
             "passfile" => info.passfile = path,
-            "dbname" => info.dbname = filled.unwrap_or("postgres").to_owned(),
+            "dbname" => filled.unwrap_or("postgres").clone_into(&mut info.dbname),
             "application_name" => application_name = filled.map(str::to_owned),
             "fallback_application_name" => fallback_name = filled.map(str::to_owned),
             "options" => info.options = filled.map(str::to_owned),
@@ -397,7 +397,7 @@ mod tests {
 
         #[test]
         fn percent_encoded_values_survive(user in "[^\0]{1,20}", dbname in "[^\0]{1,20}") {
-            let encode = |text: &str| text.bytes().map(|b| format!("%{b:02x}")).collect::<String>();
+            let encode = |text: &str| text.bytes().map(|b| format!("%{b:02x}")).collect::<Vec<_>>().concat();
             let info: ConnInfo = format!("postgresql://{}@h/{}", encode(&user), encode(&dbname)).parse().unwrap();
             prop_assert_eq!(info.user(), Some(user.as_str()));
             prop_assert_eq!(info.dbname(), dbname.as_str());

@@ -35,16 +35,16 @@ impl ConnInfo {
         if self.password.is_some() {
             return Ok(self.password.clone());
         }
-        let text = match &self.passfile {
-            Some(path) => read(path)?,
-            None => {
-                let Some(path) = home().map(|home| home.join(".pgpass")) else { return Ok(None) };
-                match read(&path) {
-                    Err(PasswordFileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                        return Ok(None);
-                    }
-                    outcome => outcome?,
+        let text = if let Some(path) = &self.passfile {
+            read(path)?
+        } else {
+            let Some(path) = home().map(|home| home.join(".pgpass")) else { return Ok(None) };
+            match read(&path) {
+                // Nobody has to have one.
+                Err(PasswordFileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Ok(None);
                 }
+                outcome => outcome?,
             }
         };
         Ok(find(&text, &names(endpoint), &endpoint.port.to_string(), database, user).map(Password))

@@ -29,9 +29,14 @@ pub enum Event {
 enum State {
     Streaming,
     /// The server has ended the COPY and tells where the log goes on; our own end of the COPY is sent or under way.
-    Ending { columns: Columns, next: Option<(Timeline, Lsn)> },
+    Ending {
+        columns: Columns,
+        next: Option<(Timeline, Lsn)>,
+    },
     /// The connection is free again.
-    Ended { next: Option<(Timeline, Lsn)> },
+    Ended {
+        next: Option<(Timeline, Lsn)>,
+    },
     Closed,
 }
 
@@ -56,11 +61,8 @@ const KEEPALIVE_BYTES: usize = 17;
 impl ReplicationStream {
     pub(super) async fn start(mut client: Client, command: &str, lsn: Lsn) -> Result<Self, ReplicationError> {
         let server = client.server_shared();
-        let failed = |source| ReplicationError::Command {
-            server: server.to_string(),
-            command: command.to_owned(),
-            source,
-        };
+        let failed =
+            |source| ReplicationError::Command { server: server.to_string(), command: command.to_owned(), source };
         client.send(command).await.map_err(failed)?;
         let state = match client.receive().await.map_err(failed)? {
             Frame::CopyBoth => State::Streaming,
@@ -71,7 +73,7 @@ impl ReplicationStream {
             }
             Frame::Error(body) => {
                 let source = client.server_failure(&body).map_err(failed)?;
-                return Err(failed(QueryError::Server { server: server.to_string(), source }));
+                return Err(failed(client.refused(source)));
             }
             _ => return Err(failed(client.broken(io::Error::other("an answer that is not a stream")))),
         };
@@ -137,8 +139,11 @@ impl ReplicationStream {
         }
         buffer.put_i64(now);
         buffer.put_u8(reply_requested.into());
-        self.send(&message)
-            .map_err(|source| ReplicationError::Message { server: self.server.to_string(), lsn: self.position, source })?;
+        self.send(&message).map_err(|source| ReplicationError::Message {
+            server: self.server.to_string(),
+            lsn: self.position,
+            source,
+        })?;
         let flushed = self.client.flush().await;
         flushed.map_err(|source| self.broken(source))
     }
@@ -267,7 +272,8 @@ impl ReplicationStream {
                 reply_requested: data.get_u8() != 0,
             }),
             tag => {
-                let problem = format!("a message with tag `{}` of {} bytes", char::from(tag).escape_default(), data.len());
+                let problem =
+                    format!("a message with tag `{}` of {} bytes", char::from(tag).escape_default(), data.len());
                 Err(ReplicationError::Message {
                     server: self.server.to_string(),
                     lsn: self.position,
@@ -284,7 +290,7 @@ impl ReplicationStream {
 
     fn refused(&mut self, body: &Bytes) -> ReplicationError {
         let source = match self.client.server_failure(body) {
-            Ok(source) => QueryError::Server { server: self.server.to_string(), source },
+            Ok(source) => self.client.refused(source),
             Err(error) => error,
         };
         self.broken(source)

@@ -40,7 +40,7 @@ pub async fn check_rights(client: &mut Client) -> Result<Vec<Finding>, QueryErro
         .map(|(_, function)| format!("pg_catalog.has_function_privilege('pg_catalog.{function}', 'EXECUTE')"))
         .collect();
     let sql = format!(
-        "SELECT current_user AS role, (r.rolsuper OR r.rolreplication) AS replication, \
+        "SELECT current_user AS role, pg_catalog.current_database() AS database, (r.rolsuper OR r.rolreplication) AS replication, \
          pg_catalog.pg_has_role('pg_read_all_settings', 'USAGE') AS settings, {} \
          FROM pg_catalog.pg_roles r WHERE r.rolname OPERATOR(pg_catalog.=) current_user",
         columns.join(", ")
@@ -48,6 +48,8 @@ pub async fn check_rights(client: &mut Client) -> Result<Vec<Finding>, QueryErro
     let row = client.query_one(&sql).await?;
     let failed = QueryError::answer(client.server());
     let role = identifier(row.text("role").map_err(&failed)?);
+    // Grants on functions hold in one database only, so their hints name it.
+    let database = identifier(row.text("database").map_err(&failed)?);
     let mut findings = Vec::new();
     let mut lacks = |right, statement: String| {
         findings.push(Finding { right, hint: format!("Run `{statement}` as a superuser.") });
@@ -59,21 +61,13 @@ pub async fn check_rights(client: &mut Client) -> Result<Vec<Finding>, QueryErro
         lacks(Right::ReadSettings, format!("GRANT pg_read_all_settings TO {role}"));
     }
     for (index, (right, function)) in functions.into_iter().enumerate() {
-        if !row.truth(3 + index).map_err(&failed)? {
-            let database = identifier(client_database(client).await?.as_str());
+        if !row.truth(4 + index).map_err(&failed)? {
             let statement = format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role}");
             let hint = format!("Run `{statement}` as a superuser in the database {database}.");
             findings.push(Finding { right, hint });
         }
     }
     Ok(findings)
-}
-
-/// Grants on functions hold in one database only, so the hint names it.
-async fn client_database(client: &mut Client) -> Result<String, QueryError> {
-    let row = client.query_one("SELECT pg_catalog.current_database()").await?;
-    let name = row.text(0).map_err(QueryError::answer(client.server()))?;
-    Ok(name.to_owned())
 }
 
 fn functions(major: u32) -> [(Right, &'static str); 4] {

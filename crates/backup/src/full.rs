@@ -1,0 +1,596 @@
+//! A full backup of a running server.
+//!
+//! *Consistency.* The files are copied while the server writes them; the log from start to stop makes them one state.
+//! The manifest is written only after all packs, maps and that log are durable in the repository.
+//! *Cancellation, crash.* The server ends the backup with its session. What was stored belongs to no snapshot.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use holdfast_format::manifest::{
+    DamagedPage, Manifest, MapRef, Owner, SnapshotKind, Summary, Tablespace as StoredTablespace,
+};
+use holdfast_pgformat::ControlFile;
+use holdfast_postgres::backup_api::{BackupSession, BackupStop, StartCheckpoint};
+use holdfast_postgres::client::{Client, Purpose};
+use holdfast_postgres::conninfo::ConnInfo;
+use holdfast_postgres::server::{Right, ServerInfo, check_rights};
+use holdfast_repository::{Epoch, Lineage, Repository, random};
+use holdfast_runtime::{Cancel, Phase, Progress, RateLimit};
+use holdfast_types::{ByteSize, Lsn, Micros, SnapshotId};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::assemble::{assemble, pack_sizes};
+use crate::receive::{ReceiveOptions, ReceiveStatus, receive};
+use crate::scan::{FileTask, Scan, scan};
+use crate::worker::{FullPack, Output, Shared, work};
+use crate::{BackupError, ReceiveError};
+
+/// What to back up and how.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    pub source: String,
+    pub connection: ConnInfo,
+    /// Where the server's files are on this machine, if not where the server says.
+    pub data_directory: Option<PathBuf>,
+    pub checkpoint: StartCheckpoint,
+    /// Worker threads.
+    pub parallel: usize,
+    /// Bytes read a second, over all workers.
+    pub rate_limit: Option<ByteSize>,
+    /// zstd level.
+    pub level: i32,
+    /// The slot of a receiver that may be running.
+    pub slot: Option<String>,
+    /// How long to wait for the log when somebody else brings it.
+    pub log_wait: Duration,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    pub summary: Summary,
+    pub damage: Vec<DamagedPage>,
+    pub notes: Vec<String>,
+    pub phases: Vec<(Phase, Duration)>,
+}
+
+const OLDEST: u32 = 13;
+const NEWEST: u32 = 18;
+
+/// Makes a full backup.
+pub async fn full(
+    repository: &Repository,
+    options: &BackupOptions,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<BackupReport, BackupError> {
+    progress.begin(Phase("connecting"), 0);
+    let (client, info) = connect(options).await?;
+    let data_directory = find_data_directory(options, &info)?;
+    let epoch = repository.begin_epoch().await?;
+    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
+    let log = LogFeed::begin(repository, options).await?;
+    let outcome = run(&epoch, options, &info, client, data_directory, lineage, &log, (progress, cancel)).await;
+    log.end().await;
+    outcome
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only repeat the names")]
+async fn run(
+    epoch: &Epoch,
+    options: &BackupOptions,
+    info: &ServerInfo,
+    client: Client,
+    data_directory: PathBuf,
+    lineage: Lineage,
+    log: &LogFeed,
+    (progress, cancel): (&Progress, &Cancel),
+) -> Result<BackupReport, BackupError> {
+    let id = SnapshotId::new(&stamp(info.now), random()).map_err(|_| BackupError::Worker)?;
+    progress.begin(Phase("waiting for the checkpoint"), 0);
+    let label = format!("holdfast {id}");
+    let start = tokio::select! {
+        outcome = BackupSession::start(client, &label, options.checkpoint) => outcome,
+        () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
+    };
+    let (mut session, start) = start.map_err(BackupError::Api)?;
+    tracing::info!(snapshot = %id, lsn = %start.lsn, "the backup began");
+
+    let config = config_files(info, &data_directory);
+    let mut listed = scan(&data_directory)?;
+    add_config_files(&mut listed, &config);
+    progress.begin(Phase("copying"), listed.bytes());
+    let mut outputs = copy(epoch, options, info, &mut listed, &mut session, (progress, cancel)).await?;
+
+    progress.begin(Phase("ending the backup"), 0);
+    let pg_control = read_control_file(&data_directory).await?;
+    let stop = session.stop().await.map_err(BackupError::Api)?;
+    if stop.timeline != stop.start_timeline {
+        // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
+        return Err(BackupError::TimelineChanged);
+    }
+    let damage = damaged_pages(&outputs, start.lsn, stop.lsn, options).await;
+    let notes = std::mem::take(&mut listed.notes);
+    let (files, bytes) = outputs.iter().flat_map(|output| &output.files).fold((0, 0), |(n, b), f| (n + 1, b + f.size));
+    let packs = pack_sizes(&outputs);
+    let (maps, map_bytes) = store_maps(epoch, &mut outputs, &listed).await?;
+    progress.begin(Phase("waiting for the log"), 0);
+    log.wait(epoch.repository(), options, lineage, (start.lsn, &stop), cancel).await?;
+    let summary = Summary {
+        id,
+        source: options.source.clone(),
+        kind: SnapshotKind::Full,
+        server_version: info.version.0,
+        system_id: info.system_id,
+        timeline: stop.start_timeline,
+        start_lsn: start.lsn,
+        stop_lsn: stop.lsn,
+        segment_size: info.wal_segment_size,
+        started_at: start.started_at,
+        stopped_at: stop.stopped_at,
+        from_standby: info.in_recovery,
+        bytes,
+        files,
+        stored_bytes: packs.iter().map(|pack| pack.bytes).sum::<u64>() + map_bytes,
+        damaged_pages: damage.len() as u64,
+        made_by: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
+    };
+    let manifest = Manifest {
+        summary: summary.clone(),
+        maps,
+        packs,
+        backup_label: stop.backup_label,
+        tablespace_map: stop.tablespace_map,
+        pg_control,
+        tablespaces: tablespaces(info),
+        owner: owner(&data_directory)?,
+        data_directory: data_directory.display().to_string(),
+        config_files: config.iter().map(|path| path.display().to_string()).collect(),
+        parameters: parameters(info),
+        damage: damage.clone(),
+    };
+    cancel.check()?;
+    epoch.commit(&manifest).await?;
+    tracing::info!(snapshot = %summary.id, "the snapshot exists");
+    Ok(BackupReport { summary, damage, notes, phases: progress.durations() })
+}
+
+async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), BackupError> {
+    let source_name = || options.source.clone();
+    let query = |source| BackupError::Query { source_name: source_name(), source };
+    let mut client = Client::connect(&options.connection, Purpose::Sql)
+        .await
+        .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
+    let major = client.major();
+    if !(OLDEST..=NEWEST).contains(&major) {
+        return Err(BackupError::UnsupportedVersion { version: major });
+    }
+    let findings = check_rights(&mut client).await.map_err(query)?;
+    let needed: Vec<_> = findings.into_iter().filter(|finding| is_needed(finding.right)).collect();
+    if !needed.is_empty() {
+        return Err(BackupError::Rights {
+            missing: needed.iter().map(|finding| format!("{:?}", finding.right)).collect(),
+            hints: needed.into_iter().map(|finding| finding.hint).collect(),
+        });
+    }
+    let info = ServerInfo::read(&mut client).await.map_err(query)?;
+    if info.block_size != 8192 {
+        return Err(BackupError::UnsupportedBlockSize { block_size: info.block_size });
+    }
+    if info.wal_level == "minimal" {
+        return Err(BackupError::WalLevel { wal_level: info.wal_level });
+    }
+    Ok((client, info))
+}
+
+/// Without replication a receiver or the archiver has to bring the log; that shows when it is looked for.
+const fn is_needed(right: Right) -> bool {
+    matches!(right, Right::BackupStart | Right::BackupStop | Right::ReadSettings)
+}
+
+/// The server's files on this machine, proved to be this server's.
+fn find_data_directory(options: &BackupOptions, info: &ServerInfo) -> Result<PathBuf, BackupError> {
+    let told = info.files.data_directory.as_ref().map(PathBuf::from);
+    let path = options.data_directory.clone().or(told).ok_or(BackupError::DataDirectoryUnknown)?;
+    let control = path.join("global/pg_control");
+    let bytes =
+        std::fs::read(&control).map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
+    // It may be torn at this moment; the identifier stands at its very beginning and never changes.
+    if let Ok(parsed) = ControlFile::parse(&bytes)
+        && parsed.system_id != info.system_id
+    {
+        return Err(BackupError::OtherCluster { path, expected: info.system_id, found: parsed.system_id });
+    }
+    Ok(path)
+}
+
+/// `pg_control` is rewritten in place at any time; the file is good when its checksum is.
+async fn read_control_file(data_directory: &Path) -> Result<Vec<u8>, BackupError> {
+    let path = data_directory.join("global/pg_control");
+    let mut problem = String::new();
+    for _ in 0..50 {
+        let bytes = std::fs::read(&path).map_err(|source| BackupError::Read { path: path.clone(), source })?;
+        match ControlFile::parse(&bytes) {
+            Ok(_) => return Ok(bytes),
+            Err(error) => problem = error.to_string(),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Err(BackupError::ControlFile { path, problem })
+}
+
+async fn copy(
+    epoch: &Epoch,
+    options: &BackupOptions,
+    info: &ServerInfo,
+    listed: &mut Scan,
+    session: &mut BackupSession,
+    (progress, cancel): (&Progress, &Cancel),
+) -> Result<Vec<Output>, BackupError> {
+    let mut files = std::mem::take(&mut listed.files);
+    // Large ones first, so that no worker is left with one at the end; of equal size in order of name, so that segments
+    // of a relation are packed near each other.
+    files.sort_by(|a, b| (b.size, &a.name).cmp(&(a.size, &b.name)));
+    // Workers stop when one of them fails, and when the session does.
+    let stop = Cancel::new();
+    let shared = Arc::new(Shared {
+        queue: Mutex::new(files.into()),
+        epoch: epoch.clone(),
+        level: options.level,
+        check_pages: info.data_checksums.then_some(RELSEG_BLOCKS),
+        rate_limit: options.rate_limit.map(|limit| RateLimit::new(limit.get())),
+        progress: progress.clone(),
+        cancel: stop.clone(),
+    });
+    let parallel = options.parallel.max(1);
+    let (sender, receiver) = mpsc::channel(1);
+    let uploader = tokio::spawn(upload(epoch.clone(), receiver, parallel));
+    let workers: Vec<_> = (0..parallel)
+        .map(|_| {
+            let (shared, sender) = (Arc::clone(&shared), sender.clone());
+            tokio::task::spawn_blocking(move || {
+                let outcome = work(Arc::clone(&shared), sender);
+                if outcome.is_err() {
+                    shared.cancel.cancel();
+                }
+                outcome
+            })
+        })
+        .collect();
+    drop(sender);
+    let watched = watch_session(session, cancel);
+    let finished = async {
+        let mut outputs = Vec::new();
+        let mut failures = Vec::new();
+        for worker in workers {
+            match worker.await.map_err(|_| BackupError::Worker).flatten() {
+                Ok(output) => outputs.push(output),
+                Err(error) => failures.push(error),
+            }
+        }
+        (outputs, failures)
+    };
+    tokio::pin!(finished);
+    let interrupted = tokio::select! {
+        error = watched => Some(error),
+        (outputs, failures) = &mut finished => {
+            return conclude(outputs, failures, uploader).await;
+        }
+    };
+    stop.cancel();
+    let (outputs, failures) = finished.await;
+    drop(conclude(outputs, failures, uploader).await);
+    Err(interrupted.unwrap_or(BackupError::Worker))
+}
+
+/// Pages of a relation's segment file, 1 GiB: PostgreSQL's default, which every distribution keeps.
+const RELSEG_BLOCKS: u32 = 131_072;
+
+/// The uploader's error is the cause where a worker only found the channel closed.
+async fn conclude(
+    outputs: Vec<Output>,
+    failures: Vec<BackupError>,
+    uploader: JoinHandle<Result<(), BackupError>>,
+) -> Result<Vec<Output>, BackupError> {
+    uploader.await.map_err(|_| BackupError::Worker)??;
+    let is_cause = |error: &BackupError| !matches!(error, BackupError::Cancelled(_) | BackupError::Worker);
+    let (mut causes, others): (Vec<_>, Vec<_>) = failures.into_iter().partition(is_cause);
+    match causes.pop().or_else(|| others.into_iter().next()) {
+        Some(error) => Err(error),
+        None => Ok(outputs),
+    }
+}
+
+/// Ends with an error when the backup's session is gone, or somebody cancels.
+async fn watch_session(session: &mut BackupSession, cancel: &Cancel) -> BackupError {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = cancel.cancelled() => return holdfast_runtime::Cancelled.into(),
+        }
+        if let Err(error) = session.check_alive(Duration::from_secs(60)).await {
+            return BackupError::Api(error);
+        }
+    }
+}
+
+/// Stores packs as they come, a few at a time.
+async fn upload(
+    epoch: Epoch,
+    mut packs: mpsc::Receiver<FullPack>,
+    parallel: usize,
+) -> Result<(), BackupError> {
+    let mut running = tokio::task::JoinSet::new();
+    while let Some(pack) = packs.recv().await {
+        while running.len() >= parallel {
+            join(&mut running).await?;
+        }
+        let epoch = epoch.clone();
+        running.spawn(async move { epoch.put_pack(pack.bytes, pack.id).await });
+    }
+    while !running.is_empty() {
+        join(&mut running).await?;
+    }
+    Ok(())
+}
+
+async fn join(
+    running: &mut tokio::task::JoinSet<Result<(), holdfast_repository::RepositoryError>>,
+) -> Result<(), BackupError> {
+    match running.join_next().await {
+        Some(Ok(outcome)) => Ok(outcome?),
+        Some(Err(_)) => Err(BackupError::Worker),
+        None => Ok(()),
+    }
+}
+
+async fn store_maps(
+    epoch: &Epoch,
+    outputs: &mut [Output],
+    listed: &Scan,
+) -> Result<(Vec<MapRef>, u64), BackupError> {
+    let mut references = Vec::new();
+    let mut bytes = 0;
+    for map in assemble(outputs, &listed.others) {
+        let entries = map.entries.len() as u64;
+        let (id, len) = epoch.put_map(&map.encode()).await?;
+        bytes += len;
+        references.push(MapRef { id, bytes: len, entries });
+    }
+    Ok((references, bytes))
+}
+
+/// Settings outside the data directory, as Debian has them: without them a restored cluster does not start.
+fn config_files(info: &ServerInfo, data_directory: &Path) -> Vec<PathBuf> {
+    let files = &info.files;
+    let named = [&files.config_file, &files.hba_file, &files.ident_file].into_iter().flatten();
+    let mut paths: Vec<PathBuf> = named.chain(files.loaded.iter().flatten()).map(PathBuf::from).collect();
+    paths.retain(|path| path.is_absolute() && !path.starts_with(data_directory));
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+fn add_config_files(listed: &mut Scan, config: &[PathBuf]) {
+    use std::os::unix::ffi::OsStrExt as _;
+    for path in config {
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.is_file() => {
+                let name = [b"config".as_slice(), path.as_os_str().as_bytes()].concat();
+                listed.files.push(FileTask {
+                    path: path.clone(),
+                    name,
+                    size: metadata.len(),
+                    mode: metadata.mode() & 0o7777,
+                    modified: metadata.mtime(),
+                    relation: None,
+                });
+            }
+            Ok(_) => listed.notes.push(format!("{} is not a file and was left out", path.display())),
+            Err(error) => listed.notes.push(format!("{} was left out: {error}", path.display())),
+        }
+    }
+}
+
+fn tablespaces(info: &ServerInfo) -> Vec<StoredTablespace> {
+    let stored = |space: &holdfast_postgres::server::Tablespace| StoredTablespace {
+        oid: space.oid,
+        name: space.name.clone(),
+        location: space.location.clone(),
+    };
+    info.tablespaces.iter().map(stored).collect()
+}
+
+fn parameters(info: &ServerInfo) -> Vec<(String, String)> {
+    let floors = &info.floors;
+    [
+        ("max_connections", floors.max_connections),
+        ("max_worker_processes", floors.max_worker_processes),
+        ("max_wal_senders", floors.max_wal_senders),
+        ("max_prepared_transactions", floors.max_prepared_transactions),
+        ("max_locks_per_transaction", floors.max_locks_per_transaction),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_string()))
+    .into()
+}
+
+fn owner(data_directory: &Path) -> Result<Owner, BackupError> {
+    let metadata = std::fs::metadata(data_directory)
+        .map_err(|source| BackupError::DataDirectory { path: data_directory.to_owned(), source })?;
+    let user = nix::unistd::User::from_uid(metadata.uid().into()).ok().flatten();
+    let group = nix::unistd::Group::from_gid(metadata.gid().into()).ok().flatten();
+    Ok(Owner {
+        user: user.map_or_else(|| metadata.uid().to_string(), |user| user.name),
+        group: group.map_or_else(|| metadata.gid().to_string(), |group| group.name),
+    })
+}
+
+fn stamp(now: Micros) -> String {
+    jiff::Timestamp::from_microsecond(now.get()).unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// The pages that stayed bad and that the log of the backup does not excuse, with the names of their relations.
+async fn damaged_pages(outputs: &[Output], start: Lsn, stop: Lsn, options: &BackupOptions) -> Vec<DamagedPage> {
+    let mut damage = Vec::new();
+    for file in outputs.iter().flat_map(|output| &output.files) {
+        let damaged: Vec<_> = file.suspects.iter().filter(|suspect| suspect.is_damaged(start, stop)).collect();
+        if damaged.is_empty() {
+            continue;
+        }
+        let relation = match file.task.relation {
+            Some(relation) => relation_name(options, relation).await,
+            None => None,
+        };
+        let path = String::from_utf8_lossy(&file.task.name).into_owned();
+        damage.extend(damaged.into_iter().map(|suspect| DamagedPage {
+            path: path.clone(),
+            block: suspect.block,
+            reason: suspect.reason.clone(),
+            relation: relation.clone(),
+        }));
+    }
+    damage.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
+    damage
+}
+
+/// What the catalogue calls a damaged relation. A help for people: nothing depends on it.
+async fn relation_name(options: &BackupOptions, file: holdfast_pgformat::RelationFile) -> Option<String> {
+    let mut client = Client::connect(&options.connection, Purpose::Sql).await.ok()?;
+    let sql = format!("SELECT datname FROM pg_catalog.pg_database WHERE oid = {}", file.database);
+    let database = client.query(&sql).await.ok()?.first()?.get("datname")?.to_owned();
+    client.close().await;
+    let connection = options.connection.clone().with_dbname(&database);
+    let mut client = Client::connect(&connection, Purpose::Sql).await.ok()?;
+    let sql = format!(
+        "SELECT pg_catalog.pg_filenode_relation({}, {})::pg_catalog.regclass::pg_catalog.text AS name",
+        if file.tablespace == holdfast_pgformat::DEFAULT_TABLESPACE { 0 } else { file.tablespace },
+        file.relfilenode
+    );
+    let name = client.query(&sql).await.ok()?.first()?.get("name")?.to_owned();
+    client.close().await;
+    Some(format!("{database}: {name}"))
+}
+
+/// Who brings the log of the backup into the repository: a receiver that runs already, or one of our own.
+struct LogFeed {
+    own: Option<OwnReceiver>,
+}
+
+struct OwnReceiver {
+    until: watch::Sender<Option<Lsn>>,
+    status: watch::Receiver<ReceiveStatus>,
+    task: JoinHandle<Result<(), ReceiveError>>,
+    cancel: Cancel,
+}
+
+impl LogFeed {
+    async fn begin(repository: &Repository, options: &BackupOptions) -> Result<Self, BackupError> {
+        if is_received(options).await? {
+            return Ok(Self { own: None });
+        }
+        let receive_options = ReceiveOptions {
+            source: options.source.clone(),
+            connection: options.connection.clone(),
+            slot: None,
+            create_slot: false,
+            spool: None,
+            interval: Duration::from_millis(500),
+            synchronous: false,
+            level: options.level,
+        };
+        let (until, until_receiver) = watch::channel(None);
+        let (status_sender, mut status) = watch::channel(ReceiveStatus::default());
+        let cancel = Cancel::new();
+        let task = {
+            let (repository, cancel) = (repository.clone(), cancel.clone());
+            tokio::spawn(async move {
+                receive(&repository, &receive_options, until_receiver, &status_sender, &cancel).await
+            })
+        };
+        // Streaming first: the backup's own log must not be gone before somebody asks for it.
+        let is_decided = |status: &ReceiveStatus| status.connected || status.last_error.is_some();
+        let is_connected = status.wait_for(is_decided).await.is_ok_and(|status| status.connected);
+        if !is_connected {
+            cancel.cancel();
+            if let Ok(Err(error)) = task.await {
+                return Err(BackupError::Log(Box::new(error)));
+            }
+            return Err(BackupError::Log(Box::new(ReceiveError::ServerClosed {
+                source_name: options.source.clone(),
+            })));
+        }
+        Ok(Self { own: Some(OwnReceiver { until, status, task, cancel }) })
+    }
+
+    /// Returns when the log from `start` to the stop is durable in the repository.
+    async fn wait(
+        &self,
+        repository: &Repository,
+        options: &BackupOptions,
+        lineage: Lineage,
+        (start, stop): (Lsn, &BackupStop),
+        cancel: &Cancel,
+    ) -> Result<(), BackupError> {
+        if let Some(own) = &self.own {
+            own.until.send_replace(Some(stop.lsn));
+            let mut status = own.status.clone();
+            tokio::select! {
+                // An error means that the receiver has ended; whether far enough shows below.
+                _ = status.wait_for(|status| status.durable >= stop.lsn) => {}
+                () = tokio::time::sleep(options.log_wait) => {}
+                () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
+            }
+        }
+        let begun = Instant::now();
+        loop {
+            let view = repository.log(&options.source, lineage).await?;
+            if view.coverage(stop.start_timeline).covers(start, stop.lsn) {
+                return Ok(());
+            }
+            if begun.elapsed() > options.log_wait || self.own.is_some() {
+                let waited_seconds = options.log_wait.as_secs();
+                return Err(BackupError::LogMissing { start, stop: stop.lsn, waited_seconds });
+            }
+            cancel.check()?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn end(self) {
+        if let Some(own) = self.own {
+            own.cancel.cancel();
+            if let Ok(Err(error)) = own.task.await {
+                tracing::debug!(%error, "the backup's own receiver ended");
+            }
+        }
+    }
+}
+
+/// Whether somebody brings the log already: a receiver on the slot, or the archiver.
+async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
+    let source_name = || options.source.clone();
+    let mut client = Client::connect(&options.connection, Purpose::Sql)
+        .await
+        .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
+    let mut received = false;
+    if let Some(slot) = &options.slot {
+        let state = client.read_slot(slot).await;
+        received = state.ok().flatten().is_some_and(|state| state.active);
+    }
+    if !received {
+        let archives = client
+            .query("SELECT 1 FROM pg_catalog.pg_settings a, pg_catalog.pg_settings c \
+                    WHERE a.name = 'archive_mode' AND a.setting <> 'off' \
+                    AND c.name = 'archive_command' AND c.setting LIKE '%holdfast%wal%push%'")
+            .await
+            .map_err(|source| BackupError::Query { source_name: source_name(), source })?;
+        received = !archives.is_empty();
+    }
+    client.close().await;
+    Ok(received)
+}
+

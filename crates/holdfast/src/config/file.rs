@@ -1,0 +1,57 @@
+//! The file as it is written. Every key is refused that is not named here; every value is checked by `validate`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A value together with where it stands, so that a bad one can be shown.
+pub(super) type Value<T> = Option<Spanned<T>>;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConfigToml {
+    #[serde(default)]
+    pub(super) repository: BTreeMap<Spanned<String>, RepositoryToml>,
+    #[serde(default)]
+    pub(super) source: BTreeMap<Spanned<String>, SourceToml>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RepositoryToml {
+    pub(super) path: Spanned<String>,
+    pub(super) identity_file: Value<String>,
+    pub(super) identity_passphrase_file: Value<String>,
+    pub(super) recipients: Option<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceToml {
+    pub(super) connection: Value<String>,
+    pub(super) repository: Value<String>,
+    pub(super) data_directory: Value<String>,
+    pub(super) slot: Value<String>,
+    pub(super) spool: Value<String>,
+    #[serde(default)]
+    pub(super) backup: BackupToml,
+    #[serde(default)]
+    pub(super) wal: WalToml,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackupToml {
+    pub(super) parallel: Value<i64>,
+    pub(super) rate_limit: Value<String>,
+    pub(super) compression_level: Value<i64>,
+    pub(super) checkpoint: Value<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WalToml {
+    pub(super) interval: Value<String>,
+    pub(super) synchronous: Option<bool>,
+}

@@ -1,0 +1,203 @@
+//! Every setting, in one table: the generated reference, the tests and the hints for misspelt keys come from it.
+
+use std::fmt::Write as _;
+
+/// One key of the configuration file.
+pub(crate) struct Setting {
+    pub(crate) table: &'static str,
+    pub(crate) key: &'static str,
+    pub(crate) kind: &'static str,
+    /// What holds if the key is absent.
+    pub(crate) default: &'static str,
+    pub(crate) text: &'static str,
+    /// As it is written in the file.
+    pub(crate) example: &'static str,
+}
+
+pub(crate) const REPOSITORY: &str = "repository.NAME";
+pub(crate) const SOURCE: &str = "source.NAME";
+pub(crate) const BACKUP: &str = "source.NAME.backup";
+pub(crate) const WAL: &str = "source.NAME.wal";
+
+/// The tables in the order of the reference, each with what it is for.
+const TABLES: [(&str, &str); 4] = [
+    (REPOSITORY, "Where backups are kept, and who can read them. NAME is yours to choose."),
+    (
+        SOURCE,
+        "A PostgreSQL cluster to protect. NAME is yours to choose (letters, digits, `.`, `-`, `_`; at most 63) and \
+         becomes part of the names of its objects: do not change it later. A host that only restores needs no \
+         [source] table as long as it has one repository.",
+    ),
+    (BACKUP, "How `holdfast backup` works. Its options on the command line come first."),
+    (WAL, "How `holdfast wal receive` works."),
+];
+
+pub(crate) const SETTINGS: [Setting; 15] = [
+    Setting {
+        table: REPOSITORY,
+        key: "path",
+        kind: "absolute path",
+        default: "required",
+        text: "The directory of the repository.",
+        example: "\"/var/lib/holdfast\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "identity_file",
+        kind: "absolute path",
+        default: "none",
+        text: "The age identity that opens the repository. Only where restores and verification run: a host that \
+               only writes backups is safer without it.",
+        example: "\"/etc/holdfast/identity.age\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "identity_passphrase_file",
+        kind: "absolute path",
+        default: "asked for on the terminal",
+        text: "A file whose first line is the passphrase of `identity_file`. Needed where a protected identity is \
+               used without a terminal, as in `restore_command`.",
+        example: "\"/run/credentials/holdfast/passphrase\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "recipients",
+        kind: "list of age recipients",
+        default: "whatever the repository says",
+        text: "Pins who can read the backups: if the repository names any other recipients, nothing is written to it.",
+        example: "[\"age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p\"]",
+    },
+    Setting {
+        table: SOURCE,
+        key: "connection",
+        kind: "libpq connection string or URI",
+        default: "the socket in /var/run/postgresql, as the operating system's user",
+        text: "How to reach the server. The role needs REPLICATION and the backup functions; `holdfast check` says \
+               what is missing. A password belongs in a passfile, not here.",
+        example: "\"host=/run/postgresql user=holdfast\"",
+    },
+    Setting {
+        table: SOURCE,
+        key: "repository",
+        kind: "name of a [repository] table",
+        default: "the only repository",
+        text: "Where backups of this source go.",
+        example: "\"main\"",
+    },
+    Setting {
+        table: SOURCE,
+        key: "data_directory",
+        kind: "absolute path",
+        default: "what the server says",
+        text: "The cluster's data directory as this host sees it.",
+        example: "\"/var/lib/postgresql/15/main\"",
+    },
+    Setting {
+        table: SOURCE,
+        key: "slot",
+        kind: "name of a physical replication slot",
+        default: "`holdfast_` and the source's name, with `_` for everything but a-z and 0-9",
+        text: "Keeps the log at the server until it is safe in the repository. Made by `holdfast wal receive \
+               --create-slot`.",
+        example: "\"holdfast_chat\"",
+    },
+    Setting {
+        table: SOURCE,
+        key: "spool",
+        kind: "absolute path",
+        default: "none",
+        text: "Where `holdfast wal receive` keeps log while the repository is away. Without it the server keeps it.",
+        example: "\"/var/spool/holdfast/chat\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "parallel",
+        kind: "number from 1 to 256",
+        default: "the number of CPUs, at most 4",
+        text: "How many files are read, compressed and sealed at once.",
+        example: "2",
+    },
+    Setting {
+        table: BACKUP,
+        key: "rate_limit",
+        kind: "size with a unit",
+        default: "none",
+        text: "How many bytes a second are read from the data directory at most.",
+        example: "\"200MiB\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "compression_level",
+        kind: "number from 1 to 19",
+        default: "3",
+        text: "zstd's level, for backups and log.",
+        example: "3",
+    },
+    Setting {
+        table: BACKUP,
+        key: "checkpoint",
+        kind: "\"fast\" or \"spread\"",
+        default: "\"fast\"",
+        text: "How the checkpoint is made that begins a backup: at once, or gently and some minutes later.",
+        example: "\"fast\"",
+    },
+    Setting {
+        table: WAL,
+        key: "interval",
+        kind: "time with a unit, from 10ms to 60s",
+        default: "\"500ms\"",
+        text: "How long log may wait until it is sent to the repository: about what can be lost.",
+        example: "\"500ms\"",
+    },
+    Setting {
+        table: WAL,
+        key: "synchronous",
+        kind: "true or false",
+        default: "false",
+        text: "Send and confirm log at once, for a server whose `synchronous_standby_names` names this receiver: then \
+               a commit returns only when its log is in the repository.",
+        example: "false",
+    },
+];
+
+/// `docs/configuration.md`.
+pub(crate) fn markdown() -> String {
+    let mut text = String::from(
+        "# Configuration\n\n<!-- Made by `holdfast generate reference`. Do not edit. -->\n\n\
+         Holdfast reads one file: the one that `--config` names, else the one that the environment variable \
+         `HOLDFAST_CONFIG` names, else `/etc/holdfast/holdfast.toml`, else `~/.config/holdfast/holdfast.toml`. It is \
+         TOML. A key that is not listed here is refused, with its line.\n\nSizes are written with B, kB, MB, GB, TB, \
+         KiB, MiB, GiB or TiB; times with ms, s or min.\n",
+    );
+    // Writing to a string cannot fail.
+    for (table, purpose) in TABLES {
+        text.push_str(&format!("\n## [{table}]\n\n{purpose}\n"));
+        for setting in SETTINGS.iter().filter(|setting| setting.table == table) {
+            let Setting { key, kind, default, text: meaning, example, .. } = setting;
+            text.push_str(&format!("\n### {key}\n\n{meaning}\n\n* Value: {kind}\n* If absent: {default}\n"));
+            text.push_str(&format!("* Example: `{key} = {example}`\n"));
+        }
+    }
+    text.push_str("\n## Example\n\n```toml\n");
+    text.push_str(&example());
+    text.push_str("```\n");
+    text
+}
+
+/// A file that has every key once.
+pub(crate) fn example() -> String {
+    let mut text = String::new();
+    for (table, _) in TABLES {
+        let table = table.replace("repository.NAME", "repository.main").replace("source.NAME", "source.chat");
+        let separator = if text.is_empty() { "" } else { "\n" };
+        let written = writeln!(text, "{separator}[{table}]");
+        written.expect("writing to a string cannot fail");
+        let is_here = |setting: &&Setting| {
+            setting.table.replace("repository.NAME", "repository.main").replace("source.NAME", "source.chat") == table
+        };
+        for Setting { key, example, .. } in SETTINGS.iter().filter(is_here) {
+            writeln!(text, "{key} = {example}").expect("writing to a string cannot fail");
+        }
+    }
+    text
+}

@@ -1,0 +1,176 @@
+//! From the file as written to values that hold.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use holdfast_postgres::ConnInfo;
+use holdfast_postgres::backup_api::StartCheckpoint;
+use holdfast_repository::{Names, Recipient};
+use holdfast_types::ByteSize;
+use toml::Spanned;
+
+use super::error::Problem;
+use super::file::{BackupToml, ConfigToml, RepositoryToml, SourceToml, Value, WalToml};
+use super::{BackupSettings, RepositorySettings, Source, WalSettings, suggest};
+
+type Repositories = BTreeMap<String, RepositorySettings>;
+type Sources = BTreeMap<String, Source>;
+
+pub(super) fn validate(file: ConfigToml) -> Result<(Repositories, Sources), Problem> {
+    let ConfigToml { repository, source } = file;
+    let mut repositories = Repositories::new();
+    for (name, table) in repository {
+        repositories.insert(name.get_ref().clone(), check_repository(name.into_inner(), table)?);
+    }
+    let mut sources = Sources::new();
+    for (name, table) in source {
+        sources.insert(name.get_ref().clone(), check_source(name, table, &repositories)?);
+    }
+    Ok((repositories, sources))
+}
+
+fn check_repository(name: String, table: RepositoryToml) -> Result<RepositorySettings, Problem> {
+    let RepositoryToml { path, identity_file, identity_passphrase_file, recipients } = table;
+    let recipients = recipients.map(|all| all.iter().map(parse::<Recipient>).collect()).transpose()?;
+    Ok(RepositorySettings {
+        name,
+        path: absolute(&path)?,
+        identity_file: identity_file.as_ref().map(absolute).transpose()?,
+        identity_passphrase_file: identity_passphrase_file.as_ref().map(absolute).transpose()?,
+        recipients,
+    })
+}
+
+fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Repositories) -> Result<Source, Problem> {
+    let SourceToml { connection, repository, data_directory, slot, spool, backup, wal } = table;
+    if !Names::is_source_name(name.get_ref()) {
+        return Err(Problem::new(name.span(), format!("`{}` cannot be the name of a source", name.get_ref()))
+            .with_hint("Use 1 to 63 letters, digits, `.`, `-` and `_`, not beginning with `.` or `-`."));
+    }
+    let repository = match repository {
+        Some(chosen) if repositories.contains_key(chosen.get_ref()) => chosen.into_inner(),
+        Some(chosen) => {
+            let problem = Problem::new(chosen.span(), format!("there is no [repository.{}]", chosen.get_ref()));
+            let meant = suggest::nearest(chosen.get_ref(), repositories.keys().map(String::as_str));
+            return Err(match meant {
+                Some(meant) => problem.with_hint(format!("Did you mean `{meant}`?")),
+                None => problem,
+            });
+        }
+        None => only_repository(&name, repositories)?,
+    };
+    let slot = match slot {
+        Some(slot) => slot_name(&slot)?,
+        None => super::default_slot(name.get_ref()),
+    };
+    Ok(Source {
+        name: name.into_inner(),
+        connection: connection.as_ref().map(parse::<ConnInfo>).transpose()?.unwrap_or_default(),
+        repository,
+        data_directory: data_directory.as_ref().map(absolute).transpose()?,
+        slot,
+        spool: spool.as_ref().map(absolute).transpose()?,
+        backup: check_backup(&backup)?,
+        wal: check_wal(&wal)?,
+    })
+}
+
+fn only_repository(source: &Spanned<String>, repositories: &Repositories) -> Result<String, Problem> {
+    let mut names = repositories.keys();
+    match (names.next(), names.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        (None, _) => Err(Problem::new(source.span(), "the source has no repository to go to")
+            .with_hint("Add a table [repository.NAME] with a `path`.")),
+        (Some(_), Some(_)) => Err(Problem::new(source.span(), "there are several repositories")
+            .with_hint(format!("Add `repository = \"NAME\"` to [source.{}].", source.get_ref()))),
+    }
+}
+
+fn check_backup(table: &BackupToml) -> Result<BackupSettings, Problem> {
+    let BackupToml { parallel, rate_limit, compression_level, checkpoint } = table;
+    let default = BackupSettings::default();
+    let rate_limit = rate_limit.as_ref().map(parse::<ByteSize>).transpose()?;
+    if let (Some(0), Some(written)) = (rate_limit.map(ByteSize::get), &table.rate_limit) {
+        return Err(Problem::new(written.span(), "nothing at all may be read").with_hint("Leave `rate_limit` out."));
+    }
+    let checkpoint = match checkpoint.as_ref().map(|value| (value.get_ref().as_str(), value)) {
+        None => default.checkpoint,
+        Some(("fast", _)) => StartCheckpoint::Fast,
+        Some(("spread", _)) => StartCheckpoint::Spread,
+        Some((other, value)) => {
+            return Err(Problem::new(value.span(), format!("`{other}` is no kind of checkpoint"))
+                .with_hint("Write \"fast\" or \"spread\"."));
+        }
+    };
+    Ok(BackupSettings {
+        parallel: number(parallel, 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
+        rate_limit,
+        level: number(compression_level, 1..=19)?.map_or(default.level, |level| level as i32),
+        checkpoint,
+    })
+}
+
+fn check_wal(table: &WalToml) -> Result<WalSettings, Problem> {
+    let WalToml { interval, synchronous } = table;
+    let default = WalSettings::default();
+    let interval = match interval {
+        None => default.interval,
+        Some(value) => {
+            let interval = duration(value)?;
+            if !(Duration::from_millis(10)..=Duration::from_mins(1)).contains(&interval) {
+                return Err(Problem::new(value.span(), "the interval must be from 10ms to 60s"));
+            }
+            interval
+        }
+    };
+    Ok(WalSettings { interval, synchronous: synchronous.unwrap_or(default.synchronous) })
+}
+
+fn parse<T: FromStr<Err: Display>>(value: &Spanned<String>) -> Result<T, Problem> {
+    value.get_ref().parse().map_err(|error: T::Err| Problem::new(value.span(), error.to_string()))
+}
+
+fn number(value: &Value<i64>, range: RangeInclusive<i64>) -> Result<Option<i64>, Problem> {
+    let Some(value) = value else { return Ok(None) };
+    let number = *value.get_ref();
+    if range.contains(&number) {
+        return Ok(Some(number));
+    }
+    let (low, high) = range.into_inner();
+    Err(Problem::new(value.span(), format!("{number} is not a number from {low} to {high}")))
+}
+
+fn duration(value: &Spanned<String>) -> Result<Duration, Problem> {
+    let parsed = value.get_ref().parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    parsed.ok_or_else(|| {
+        Problem::new(value.span(), format!("`{}` is not a length of time", value.get_ref()))
+            .with_hint("Write a number with its unit, as in \"500ms\" or \"1s\".")
+    })
+}
+
+fn absolute(value: &Spanned<String>) -> Result<PathBuf, Problem> {
+    let path = PathBuf::from(value.get_ref());
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        // PostgreSQL runs `wal get` and `wal push` in its data directory, systemd runs services in `/`.
+        Err(Problem::new(value.span(), format!("`{}` is not an absolute path", path.display()))
+            .with_hint("Write it from the root: commands run in different directories."))
+    }
+}
+
+fn slot_name(value: &Spanned<String>) -> Result<String, Problem> {
+    let name = value.get_ref();
+    let fits = (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if fits {
+        Ok(name.clone())
+    } else {
+        Err(Problem::new(value.span(), format!("`{name}` cannot be the name of a replication slot"))
+            .with_hint("PostgreSQL allows 1 to 63 of a-z, 0-9 and `_`."))
+    }
+}
