@@ -11,7 +11,7 @@ use crate::varint::{self, Malformed, Reader, unzigzag, zigzag};
 const MAP_VERSION: u64 = 1;
 
 /// A pack that a map refers to: all that is needed to open one of its frames without reading its header first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PackRef {
     pub id: PackId,
     pub epoch: EpochId,

@@ -232,7 +232,7 @@ fn table_aad(public: &[u8]) -> [u8; 36] {
 }
 
 /// Where a frame lies in its object and what it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameLocation {
     pub index: u32,
     /// From the start of the object.

@@ -121,7 +121,7 @@ async fn main() -> ExitCode {
             let mut report = format!("error: {error}");
             let mut cause = error.source();
             while let Some(error) = cause {
-                report.push_str(&format!("\n  because: {error}"));
+                report.extend(["\n  because: ", &error.to_string()]);
                 cause = error.source();
             }
             writeln!(io::stderr(), "{report}").ok();

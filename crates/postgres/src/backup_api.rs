@@ -332,6 +332,9 @@ mod tests {
 
     #[test]
     fn session_settings_fit_the_version() {
+        for name in ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"] {
+            assert!(session_settings(13).contains(&format!("SET {name} = 0;")), "{name}");
+        }
         assert!(!session_settings(13).contains("idle_session_timeout"));
         assert!(session_settings(14).contains("SET idle_session_timeout = 0;"));
         assert!(session_settings(18).contains("SET transaction_timeout = 0;"));

@@ -178,9 +178,11 @@ impl Client {
                 _ => {}
             }
         }
-        // The one thing that cannot be encoded is a zero byte.
-        frontend::query(sql, &mut self.wire.output)
-            .map_err(|_| QueryError::ZeroByte { server: self.server.to_string() })?;
+        // To be seen before anything is written: half a message in the output would spoil the connection.
+        if sql.contains('\0') {
+            return Err(QueryError::ZeroByte { server: self.server.to_string() });
+        }
+        frontend::query(sql, &mut self.wire.output).map_err(|source| self.broken(source))?;
         self.unanswered += 1;
         self.flush().await
     }
@@ -296,7 +298,7 @@ impl Client {
                 match self.wire.take() {
                     Ok(Some(Frame::Error(body))) => return ServerError::read(&body).ok(),
                     Ok(Some(_)) => {}
-                    Ok(None) => self.wire.fill().await.ok()?,
+                    Ok(None) => self.wire.read().await.ok()?,
                     Err(_) => return None,
                 }
             }

@@ -13,7 +13,7 @@ mod settings;
 mod start;
 
 pub use error::RestoreError;
-pub use get::{GetError, GetOptions, GetOutcome, get};
+pub use get::{GetError, GetOptions, GetOutcome, get, prefetch};
 pub use plan::{Plan, Target, plan};
 pub use points::{RecoverablePoints, TimelinePoints, recoverable};
 pub use restore::{ArchiveMode, RestoreOptions, RestoreReport, restore};

@@ -89,17 +89,13 @@ impl Judge<'_> {
         if in_doubt.iter().any(|position| entries[*position].kind == Kind::Message && self.present[*position]) {
             return;
         }
-        match in_doubt.iter().find(|position| entries[**position].kind == Kind::Marker) {
-            Some(position) => self.present[*position] = true,
-            None => {
-                let first = &entries[writes.positions[0]];
-                self.report.add(Problem::Invented, || {
-                    format!(
-                        "the read marker of user {} in conversation {} was moved by nobody",
-                        first.user, first.conversation
-                    )
-                });
-            }
+        if let Some(position) = in_doubt.iter().find(|position| entries[**position].kind == Kind::Marker) {
+            self.present[*position] = true;
+            return;
         }
+        let Some(first) = writes.positions.first().map(|position| &entries[*position]) else { return };
+        self.report.add(Problem::Invented, || {
+            format!("the read marker of user {} in conversation {} was moved by nobody", first.user, first.conversation)
+        });
     }
 }

@@ -1,5 +1,6 @@
 //! Bytes to messages and back. Hot messages (`CopyData`) are cut out of the read buffer without copying.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -79,7 +80,6 @@ const AUTHENTICATION_SASL: &[u8] = &10u32.to_be_bytes();
 /// A tag and a length.
 const HEADER_BYTES: usize = 5;
 
-#[derive(Debug)]
 pub(crate) struct Wire {
     socket: Socket,
     input: BytesMut,
@@ -87,6 +87,14 @@ pub(crate) struct Wire {
     pub(crate) output: BytesMut,
     message_bytes_max: usize,
     read_bytes: usize,
+}
+
+/// Without the bytes: they may be secret, and there may be a mebibyte of them.
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (input, output) = (self.input.len(), self.output.len());
+        f.debug_struct("Wire").field("input_bytes", &input).field("output_bytes", &output).finish_non_exhaustive()
+    }
 }
 
 impl Wire {
@@ -153,6 +161,11 @@ impl Wire {
     /// Sends what is left to send and reads more, at least one byte. Nothing is lost if the future is dropped.
     pub(crate) async fn fill(&mut self) -> io::Result<()> {
         self.flush().await?;
+        self.read().await
+    }
+
+    /// Reads more without sending, for a connection that may only be readable any more.
+    pub(crate) async fn read(&mut self) -> io::Result<()> {
         self.reserve();
         let count = self.socket.read_buf(&mut self.input).await?;
         Self::not_ended(count)
@@ -212,6 +225,20 @@ mod tests {
         assert!(matches!(wire.try_fill(), Ok(false)), "nothing more has arrived");
         drop(far);
         assert_eq!(wire.fill().await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn what_a_dropped_flush_has_not_sent_is_sent_by_the_next() {
+        use std::time::Duration;
+        let (mut wire, mut far) = wire(b"").await;
+        let bytes: Vec<u8> = (0..4u32 << 20).map(|number| (number * 31 >> 5) as u8).collect();
+        wire.output.extend_from_slice(&bytes);
+        assert!(tokio::time::timeout(Duration::from_millis(20), wire.flush()).await.is_err(), "nobody reads");
+        let left = wire.output.len();
+        assert!(0 < left && left < bytes.len());
+        let mut arrived = vec![0; bytes.len()];
+        let (sent, read) = tokio::join!(wire.flush(), far.read_exact(&mut arrived));
+        assert!(sent.is_ok() && read.is_ok() && arrived == bytes);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use holdfast_postgres::cluster::{config, is_running};
 
 use crate::fixture::{Server, binaries, write};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 async fn pg_ctl(server: &Server) -> PgCtl {
     let major = binaries().parent().unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();

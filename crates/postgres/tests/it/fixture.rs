@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use holdfast_postgres::cluster::{Running, is_running};
 use holdfast_postgres::{Client, ConnInfo, Purpose};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
@@ -96,7 +97,15 @@ impl Server {
         let log = fs::File::options().append(true).create(true).open(self.folder().join("log")).unwrap();
         let mut postgres = command(&binaries().join("postgres"));
         postgres.arg("-D").arg(self.data()).arg("-k").arg(self.folder()).args(["-p", &self.port.to_string()]);
-        let common = ["listen_addresses=", "fsync=off", "max_wal_senders=8", "wal_level=replica", "autovacuum=off"];
+        let common = [
+            "listen_addresses=",
+            "fsync=off",
+            "max_wal_senders=8",
+            "wal_level=replica",
+            "autovacuum=off",
+            // Tests compare what was streamed with the files, so these have to stay.
+            "wal_keep_size=1GB",
+        ];
         postgres.args(common.iter().chain(settings).flat_map(|setting| ["-c", setting]));
         postgres.stdout(log.try_clone().unwrap()).stderr(log);
         self.process = Some(postgres.spawn().unwrap());
@@ -136,6 +145,11 @@ impl Drop for Server {
         if self.process.is_some() {
             self.signal(Signal::SIGQUIT);
             self.wait();
+        }
+        // One that a failed test has started by other means.
+        if let Running::Yes { pid } = is_running(&self.data()) {
+            // It may have gone by itself meanwhile.
+            kill(Pid::from_raw(pid), Signal::SIGQUIT).ok();
         }
     }
 }

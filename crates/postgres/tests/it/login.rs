@@ -19,17 +19,17 @@ impl Certificates {
         run(Command::new("openssl").current_dir(&self.folder).args(arguments.split(' ')));
     }
 
-    fn authority(&self, name: &str) {
+    fn authority(&self, name: &str, key: &str) {
         self.openssl(&format!(
-            "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt"
+            "req -x509 -newkey {key} -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.crt"
         ));
     }
 
-    fn signed(&self, name: &str, authority: &str, alternative: &str, algorithm: &str) {
-        self.openssl(&format!("req -newkey {algorithm} -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"));
+    fn signed(&self, name: &str, authority: &str, alternative: &str, digest: &str) {
+        self.openssl(&format!("req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"));
         write(&self.path("extensions"), format!("subjectAltName={alternative}\nbasicConstraints=CA:FALSE\n"));
         self.openssl(&format!(
-            "x509 -req -in {name}.csr -CA {authority}.crt -CAkey {authority}.key -CAcreateserial -days 2 \
+            "x509 -req -in {name}.csr -CA {authority}.crt -CAkey {authority}.key -CAcreateserial -days 2 -{digest} \
              -extfile extensions -out {name}.crt"
         ));
     }
@@ -60,10 +60,10 @@ impl Setup {
         let mut server = Server::prepare();
         let certificates = Certificates { folder: server.folder().join("certificates") };
         std::fs::create_dir(&certificates.folder).unwrap();
-        certificates.authority("authority");
-        certificates.authority("stranger");
-        certificates.signed("server", "authority", "DNS:db.example,IP:127.0.0.1", "rsa:2048");
-        certificates.signed("carrier", "authority", "DNS:carrier", "rsa:2048");
+        certificates.authority("authority", "rsa:2048");
+        certificates.authority("stranger", "rsa:2048");
+        certificates.signed("server", "authority", "DNS:db.example,IP:127.0.0.1", "sha256");
+        certificates.signed("carrier", "authority", "DNS:carrier", "sha256");
         certificates.install("server", &server.data());
         let authority = std::fs::read(certificates.path("authority.crt")).unwrap();
         write(&server.data().join("root.crt"), authority);
@@ -236,16 +236,24 @@ async fn certificates_of_other_kinds() {
     let cause = std::error::Error::source(&refused).unwrap().to_string();
     assert!(cause.to_lowercase().contains("expired"), "{cause}");
 
-    // Logins are bound by the hash that each kind of signature names.
-    certificates.openssl(
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -sha384 -subj /CN=authority -keyout a384.key -out a384.crt",
-    );
-    for (name, algorithm, bound) in [("curve", "ec -pkeyopt ec_paramgen_curve:P-256", true)] {
-        certificates.signed(name, "authority", "DNS:db.example", algorithm);
+    // Logins are bound by the hash that the certificate's signature names.
+    certificates.authority("curved", "ec -pkeyopt ec_paramgen_curve:P-256");
+    for (name, authority, digest) in [
+        ("p256", "curved", "sha256"),
+        ("p384", "curved", "sha384"),
+        ("rsa384", "authority", "sha384"),
+        ("rsa512", "authority", "sha512"),
+    ] {
+        certificates.signed(name, authority, &format!("DNS:{name}.example"), digest);
         certificates.install(name, &setup.server.data());
         setup.server.sql().await.query("SELECT pg_reload_conf()").await.unwrap();
-        let rest = format!("{PASSWORD} channel_binding=require");
-        let connected = async || setup.connect("scram", &rest).await.is_ok() == bound;
-        eventually(name, connected).await;
+        let root = certificates.path(&format!("{authority}.crt"));
+        let rest = format!("{PASSWORD} host={name}.example sslrootcert={} channel_binding=require", root.display());
+        let bound = async || match setup.connect("scram", &rest).await {
+            Ok(_) => true,
+            Err(ConnectError::Handshake { .. }) => false,
+            Err(error) => panic!("{name}: {error:?}"),
+        };
+        eventually(name, bound).await;
     }
 }

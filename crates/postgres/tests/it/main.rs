@@ -4,6 +4,7 @@
 
 mod backup;
 mod cluster;
+mod fake;
 mod fixture;
 mod login;
 mod replication;

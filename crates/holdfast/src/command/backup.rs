@@ -1,0 +1,111 @@
+use std::time::Duration;
+
+use clap::Args;
+use holdfast_backup::{BackupOptions, BackupReport, full};
+use holdfast_postgres::backup_api::StartCheckpoint;
+use holdfast_runtime::Progress;
+use holdfast_types::ByteSize;
+
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::{Doing as _, Failure};
+use crate::table::{self, Table};
+
+const EXAMPLES: &str = "\
+Examples:
+  holdfast backup chat
+  holdfast backup chat --spread --rate-limit 50MiB
+  holdfast backup chat --parallel 8 --level 6";
+
+/// How long the log that a backup needs may take to arrive in the repository.
+const LOG_WAIT: Duration = Duration::from_mins(5);
+
+/// Takes a full backup of a running cluster.
+///
+/// It must run where the data directory is. Damaged pages are stored as they are, listed, and make it exit with 3.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The source's name in the configuration.
+    source: String,
+
+    /// Begin with a checkpoint at once.
+    #[arg(long)]
+    fast: bool,
+
+    /// Begin with a gentle checkpoint, some minutes later.
+    #[arg(long, conflicts_with = "fast")]
+    spread: bool,
+
+    /// How many files are read at once.
+    #[arg(long, value_name = "N", value_parser = super::parallel)]
+    parallel: Option<usize>,
+
+    /// How many bytes a second are read at most, as in 200MiB.
+    #[arg(long, value_name = "SIZE", value_parser = super::positive_size)]
+    rate_limit: Option<ByteSize>,
+
+    /// zstd's level, from 1 to 19.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: Option<i32>,
+}
+
+pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
+    let config = context.config()?;
+    let source = config.source(&options.source)?;
+    let repository = context.repository(config.repository(Some(&source.repository))?).await?;
+    let settings = &source.backup;
+    let checkpoint = match (options.fast, options.spread) {
+        (true, _) => StartCheckpoint::Fast,
+        (_, true) => StartCheckpoint::Spread,
+        _ => settings.checkpoint,
+    };
+    let backup = BackupOptions {
+        source: source.name.clone(),
+        connection: source.connection.clone(),
+        data_directory: source.data_directory.clone(),
+        checkpoint,
+        parallel: options.parallel.unwrap_or(settings.parallel),
+        rate_limit: options.rate_limit.or(settings.rate_limit),
+        level: options.level.unwrap_or(settings.level),
+        slot: Some(source.slot.clone()),
+        log_wait: LOG_WAIT,
+    };
+    let progress = Progress::new();
+    let shown = context.show(&progress);
+    let report = full(&repository, &backup, &progress, &context.cancel).await;
+    drop(shown);
+    let report = report.doing(|| format!("could not back up `{}`", source.name))?;
+    context.output.result(&json(&report), || text(&report))?;
+    Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Losses })
+}
+
+fn json(report: &BackupReport) -> serde_json::Value {
+    let BackupReport { summary, damage, notes, phases } = report;
+    serde_json::json!({
+        "snapshot": super::list::summary_json(summary),
+        "damage": damage,
+        "notes": notes,
+        "phases": super::phases_json(phases),
+    })
+}
+
+fn text(report: &BackupReport) -> String {
+    let BackupReport { summary, damage, notes, phases } = report;
+    let took = phases.iter().map(|(_, duration)| *duration).sum();
+    let mut all = Table::bare();
+    all.row(["snapshot", summary.id.as_str()]);
+    all.row(["files", &format!("{} with {}", summary.files, table::size(summary.bytes))]);
+    all.row(["stored", &table::size(summary.stored_bytes)]);
+    all.row(["log needed", &format!("{} to {}", summary.start_lsn, summary.stop_lsn)]);
+    all.row(["took", &format!("{}, {}", table::duration(took), table::rate(summary.bytes, took))]);
+    let mut text = all.text();
+    text.push_str(&super::phases_text(phases));
+    for note in notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    for page in damage {
+        text.push_str(&format!("DAMAGED: {}\n", super::show::damaged(page)));
+    }
+    text
+}

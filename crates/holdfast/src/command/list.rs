@@ -1,0 +1,169 @@
+mod log;
+
+use clap::Args;
+use holdfast_format::manifest::Summary;
+use holdfast_repository::{Repository, SnapshotEntry};
+use serde::Serialize;
+
+use crate::config::{Config, RepositorySettings};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::{Doing as _, Failure};
+use crate::table::{self, Table};
+use crate::time;
+
+const EXAMPLES: &str = "\
+Examples:
+  holdfast list
+  holdfast list chat
+  holdfast list chat --json";
+
+/// Lists snapshots, and the moments that can be recovered.
+///
+/// Without an identity it shows the snapshots and the stretches of log; the moments and restore points in them are
+/// sealed.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The source's name; all of them if it is absent.
+    source: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    source: String,
+    repository: String,
+    snapshots: Vec<serde_json::Value>,
+    /// Snapshots that cannot be read any more.
+    broken: Vec<Broken>,
+    log: Vec<log::Stretch>,
+    /// Why the moments in the log are not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sealed: Option<String>,
+    #[serde(skip)]
+    summaries: Vec<Summary>,
+}
+
+#[derive(Debug, Serialize)]
+struct Broken {
+    object: String,
+    problem: String,
+}
+
+pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
+    let config = context.config()?;
+    let mut listings = Vec::new();
+    for (settings, sources) in wanted(context, &config, options.source).await? {
+        let repository = context.unpinned(settings).await?;
+        for source in sources {
+            listings.push(list(context, settings, &repository, source).await?);
+        }
+    }
+    context.output.result(&serde_json::json!({ "sources": listings }), || {
+        if listings.is_empty() {
+            return "nothing was backed up yet\n".to_owned();
+        }
+        listings.iter().map(text).collect::<Vec<_>>().join("\n")
+    })?;
+    let is_broken = listings.iter().any(|listing| !listing.broken.is_empty());
+    Ok(if is_broken { Exit::Losses } else { Exit::Done })
+}
+
+/// The sources to list, by repository: those of the configuration, and those that are there without being in it.
+async fn wanted<'a>(
+    context: &Context,
+    config: &'a Config,
+    source: Option<String>,
+) -> Result<Vec<(&'a RepositorySettings, Vec<String>)>, Failure> {
+    if let Some(source) = source {
+        return Ok(vec![(config.repository_of(&source)?, vec![source])]);
+    }
+    let mut wanted = Vec::new();
+    for settings in config.repositories() {
+        let repository = context.unpinned(settings).await?;
+        let mut sources = repository.sources().await?;
+        sources.extend(config.sources().filter(|s| s.repository == settings.name).map(|s| s.name.clone()));
+        sources.sort();
+        sources.dedup();
+        wanted.push((settings, sources));
+    }
+    Ok(wanted)
+}
+
+async fn list(
+    context: &Context,
+    settings: &RepositorySettings,
+    repository: &Repository,
+    source: String,
+) -> Result<Listing, Failure> {
+    let entries = repository.snapshots(&source).await.doing(|| format!("could not list `{source}`"))?;
+    let mut listing = Listing {
+        source,
+        repository: settings.name.clone(),
+        snapshots: Vec::new(),
+        broken: Vec::new(),
+        log: Vec::new(),
+        sealed: None,
+        summaries: Vec::new(),
+    };
+    for SnapshotEntry { name, summary } in entries {
+        match summary {
+            Ok(summary) => {
+                listing.snapshots.push(summary_json(&summary));
+                listing.summaries.push(summary);
+            }
+            Err(error) => listing.broken.push(Broken { object: name.to_string(), problem: chain(&error) }),
+        }
+    }
+    let (stretches, sealed) = log::read(context, settings, repository, &listing.source).await?;
+    (listing.log, listing.sealed) = (stretches, sealed);
+    Ok(listing)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+pub(crate) fn summary_json(summary: &Summary) -> serde_json::Value {
+    let mut value = serde_json::to_value(summary).unwrap_or_default();
+    value["started_at"] = time::rfc3339(summary.started_at).into();
+    value["stopped_at"] = time::rfc3339(summary.stopped_at).into();
+    value
+}
+
+fn text(listing: &Listing) -> String {
+    let Listing { source, repository, broken, log, sealed, summaries, snapshots: _ } = listing;
+    let mut text = format!("{source} in repository `{repository}`\n\n");
+    if summaries.is_empty() {
+        text.push_str("no snapshot\n");
+    } else {
+        let mut table = Table::new(&["snapshot", "kind", "taken", "size", "stored", "timeline", "log needed", "damaged"]);
+        for summary in summaries {
+            let damaged = match summary.damaged_pages {
+                0 => "-".to_owned(),
+                pages => format!("{pages} pages"),
+            };
+            table.row([
+                summary.id.as_str(),
+                &format!("{:?}", summary.kind).to_lowercase(),
+                &time::show_seconds(summary.stopped_at),
+                &table::size(summary.bytes),
+                &table::size(summary.stored_bytes),
+                &summary.timeline.get().to_string(),
+                &format!("{} to {}", summary.start_lsn, summary.stop_lsn),
+                &damaged,
+            ]);
+        }
+        text.push_str(&table.text());
+    }
+    for Broken { object, problem } in broken {
+        text.push_str(&format!("BROKEN: {object}: {problem}\n"));
+    }
+    text.push('\n');
+    text.push_str(&log::text(log));
+    if let Some(why) = sealed {
+        text.push_str(&format!("\nmoments and restore points are not shown: {why}\n"));
+    }
+    text
+}

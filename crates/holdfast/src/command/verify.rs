@@ -1,0 +1,93 @@
+use clap::Args;
+use holdfast_repository::{Severity, VerifyOptions, VerifyReport, verify};
+use holdfast_runtime::Progress;
+
+use crate::config::{RepositorySettings, default_parallel};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::{Doing as _, Failure};
+use crate::table::{self, Table};
+
+const EXAMPLES: &str = "\
+Examples:
+  holdfast verify
+  holdfast verify --source chat --json";
+
+/// Proves that everything in the repositories can be read back.
+///
+/// Reads, authenticates and decodes every object, and checks that the log is complete between the points that can be
+/// recovered. Exits with 3 if anything that was promised is damaged or missing, and names it and what it affects.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// Only what belongs to this source.
+    #[arg(long)]
+    source: Option<String>,
+
+    /// How many objects are read at once.
+    #[arg(long, value_name = "N", value_parser = super::parallel)]
+    parallel: Option<usize>,
+}
+
+pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
+    let config = context.config()?;
+    let Options { source, parallel } = options;
+    let repositories: Vec<&RepositorySettings> = match &source {
+        Some(source) => vec![config.repository_of(source)?],
+        None => config.repositories().collect(),
+    };
+    if repositories.is_empty() {
+        config.repository(None)?;
+    }
+    let options = VerifyOptions { source, parallel: parallel.unwrap_or_else(default_parallel) };
+    let mut results = Vec::new();
+    for settings in repositories {
+        let keyring = context.keyring(settings).await?;
+        let progress = Progress::new();
+        let shown = context.show(&progress);
+        let report = verify(&keyring, &options, &progress).await;
+        drop(shown);
+        let report = report.doing(|| format!("could not verify the repository `{}`", settings.name))?;
+        results.push((settings.name.clone(), report));
+    }
+    let json = results.iter().map(|(name, report)| {
+        let mut value = serde_json::to_value(report)?;
+        value["repository"] = name.as_str().into();
+        Ok(value)
+    });
+    let json = json.collect::<Result<Vec<_>, serde_json::Error>>()?;
+    context.output.result(&serde_json::json!({ "repositories": json }), || {
+        results.iter().map(|(name, report)| text(name, report)).collect()
+    })?;
+    let has_errors = results.iter().any(|(_, report)| report.has_errors());
+    Ok(if has_errors { Exit::Losses } else { Exit::Done })
+}
+
+fn text(name: &str, report: &VerifyReport) -> String {
+    let VerifyReport { snapshots, packs, maps, log_objects, bytes, findings } = report;
+    let mut text = format!(
+        "repository `{name}`: {snapshots} snapshots, {packs} packs, {maps} maps, {log_objects} log objects, {} read\n",
+        table::size(*bytes)
+    );
+    let mut findings: Vec<_> = findings.iter().collect();
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let mut found = Table::bare();
+    for finding in &findings {
+        let severity = match finding.severity {
+            Severity::Error => "ERROR",
+            Severity::Note => "note",
+        };
+        found.row([severity, &finding.object, &finding.problem]);
+        for affected in &finding.affects {
+            found.row(["", "  affects", affected]);
+        }
+    }
+    text.push_str(&found.text());
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    text.push_str(&match errors {
+        0 => "everything can be read back\n".to_owned(),
+        1 => "1 ERROR: something that was promised cannot be read back\n".to_owned(),
+        errors => format!("{errors} ERRORS: what was promised cannot all be read back\n"),
+    });
+    text
+}

@@ -1,0 +1,103 @@
+//! What commands have in common: the configuration, repositories, keys.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_repository::{Identities, IdentityError, Keyring, Repository};
+use holdfast_runtime::{Cancel, Progress};
+use holdfast_store::Directory;
+
+use crate::config::{Config, ConfigError, RepositorySettings};
+use crate::failure::{CommandError, Doing as _, Failure};
+use crate::output::Output;
+use crate::passphrase;
+use crate::progress::{self, Shown};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) config_file: Option<PathBuf>,
+    pub(crate) output: Output,
+    pub(crate) cancel: Cancel,
+}
+
+impl Context {
+    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
+        Config::load(self.config_file.as_deref())
+    }
+
+    pub(crate) fn show(&self, progress: &Progress) -> Shown {
+        progress::show(progress, self.output)
+    }
+
+    /// Opens a repository and holds it to its pinned recipients.
+    pub(crate) async fn repository(&self, settings: &RepositorySettings) -> Result<Repository, Failure> {
+        let repository = self.unpinned(settings).await?;
+        if let Some(expected) = &settings.recipients {
+            repository.require_recipients(expected)?;
+        }
+        Ok(repository)
+    }
+
+    /// The same without looking at its recipients.
+    pub(crate) async fn unpinned(&self, settings: &RepositorySettings) -> Result<Repository, Failure> {
+        let store = Arc::new(Directory::new(&settings.path));
+        let repository = Repository::open(store).await;
+        let repository = repository.doing(|| format!("could not open the repository `{}`", settings.name))?;
+        Ok(repository.with_cancel(self.cancel.clone()))
+    }
+
+    /// The configured identity. Asks for its passphrase if it has one and no file does.
+    pub(crate) fn identities(&self, settings: &RepositorySettings) -> Result<Identities, Failure> {
+        let Some(path) = &settings.identity_file else {
+            return Err(CommandError::NoIdentity { repository: settings.name.clone() }.into());
+        };
+        let file = std::fs::read(path).map_err(CommandError::file("read the identity file", path))?;
+        let mut asked = Ok(());
+        let mut identities = Identities::default();
+        let outcome = identities.add_file(&file, || {
+            let answer = match &settings.identity_passphrase_file {
+                Some(path) => passphrase::from_file(path),
+                None => passphrase::ask(&format!("Passphrase of {}", path.display())),
+            };
+            answer.map_err(|error| asked = Err(error)).ok()
+        });
+        asked?;
+        outcome.doing(|| format!("could not use the identity file {}", path.display()))?;
+        Ok(identities)
+    }
+
+    pub(crate) async fn keyring(&self, settings: &RepositorySettings) -> Result<Keyring, Failure> {
+        let repository = self.repository(settings).await?;
+        Ok(Keyring::new(repository, Arc::new(self.identities(settings)?)))
+    }
+}
+
+/// Whether a program without a terminal could use the identity: a protected one needs the passphrase in a file.
+pub(crate) fn usable_unattended(settings: &RepositorySettings) -> Result<(), Failure> {
+    let Some(path) = &settings.identity_file else { return Ok(()) };
+    let file = std::fs::read(path).map_err(CommandError::file("read the identity file", path))?;
+    let needs_passphrase =
+        matches!(Identities::default().add_file(&file, || None), Err(IdentityError::PassphraseNeeded));
+    if needs_passphrase && settings.identity_passphrase_file.is_none() {
+        return Err(CommandError::usage(
+            format!("PostgreSQL could not open {} while it recovers", path.display()),
+            format!("Set `identity_passphrase_file` in [repository.{}]: nobody can type the passphrase then.", settings.name),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+/// Writes a secret to a new file that only its owner can read.
+pub(crate) fn write_secret(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let write = || {
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::File::open(parent)?.sync_all()
+    };
+    Ok(write().map_err(CommandError::file("write", path))?)
+}

@@ -1,0 +1,136 @@
+//! Showing what a job has done: a bar on a terminal, a line now and then elsewhere, JSON lines with `--json`.
+
+use std::time::{Duration, Instant};
+
+use holdfast_runtime::{Progress, Reading};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tokio::task::JoinHandle;
+
+use crate::output::{self, Output};
+use crate::table;
+
+/// Shows a job's progress until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    task: Option<JoinHandle<()>>,
+    bar: Option<ProgressBar>,
+}
+
+/// Work that is done sooner is not worth a bar.
+const DELAY: Duration = Duration::from_millis(250);
+const BAR_STEP: Duration = Duration::from_millis(100);
+const LINE_STEP: Duration = Duration::from_secs(10);
+const JSON_STEP: Duration = Duration::from_secs(1);
+
+pub(crate) fn show(progress: &Progress, output: Output) -> Shown {
+    let progress = progress.clone();
+    if output.json {
+        Shown { task: Some(tokio::spawn(lines(progress, JSON_STEP, json_line))), bar: None }
+    } else if output.quiet {
+        Shown { task: None, bar: None }
+    } else if output::is_terminal() {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        Shown { task: Some(tokio::spawn(draw(progress, bar.clone()))), bar: Some(bar) }
+    } else {
+        Shown { task: Some(tokio::spawn(lines(progress, LINE_STEP, text_line))), bar: None }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates below are valid")
+}
+
+async fn draw(progress: Progress, bar: ProgressBar) {
+    tokio::time::sleep(DELAY).await;
+    let known = style("{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
+    let unknown = style("{spinner} {msg}  {bytes}  {bytes_per_sec}");
+    bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+    let mut shown = None;
+    loop {
+        let Reading { phase, done, total } = progress.read();
+        if phase != shown {
+            shown = phase;
+            bar.reset();
+            bar.set_message(phase.map_or("", |phase| phase.0));
+            bar.set_style(if total > 0 { known.clone() } else { unknown.clone() });
+        }
+        bar.set_length(total);
+        bar.set_position(done);
+        bar.tick();
+        tokio::time::sleep(BAR_STEP).await;
+    }
+}
+
+async fn lines(progress: Progress, step: Duration, line: fn(Reading, f64) -> String) {
+    let mut ticks = tokio::time::interval(step);
+    ticks.tick().await;
+    let (mut before, mut at) = (progress.read(), Instant::now());
+    loop {
+        ticks.tick().await;
+        let (reading, now) = (progress.read(), Instant::now());
+        // A new phase counts from zero.
+        let base = if reading.phase == before.phase { before.done } else { 0 };
+        let rate = reading.done.saturating_sub(base) as f64 / (now - at).as_secs_f64().max(0.001);
+        if reading.phase.is_some() {
+            output::talk(&line(reading, rate));
+        }
+        (before, at) = (reading, now);
+    }
+}
+
+fn text_line(reading: Reading, rate: f64) -> String {
+    let Reading { phase, done, total } = reading;
+    let phase = phase.map_or("", |phase| phase.0);
+    let rate_text = table::size(rate as u64);
+    if total == 0 {
+        return format!("{phase}: {}, {rate_text}/s", table::size(done));
+    }
+    let left = match total.saturating_sub(done) as f64 / rate {
+        seconds if seconds.is_finite() => format!(", {} left", table::duration(Duration::from_secs(seconds as u64))),
+        _ => String::new(),
+    };
+    let percent = done * 100 / total;
+    format!("{phase}: {} of {} ({percent} %), {rate_text}/s{left}", table::size(done), table::size(total))
+}
+
+fn json_line(reading: Reading, rate: f64) -> String {
+    #[derive(Serialize)]
+    struct Line {
+        phase: Option<&'static str>,
+        done: u64,
+        total: u64,
+        bytes_per_second: u64,
+    }
+    let Reading { phase, done, total } = reading;
+    let line = Line { phase: phase.map(|phase| phase.0), done, total, bytes_per_second: rate as u64 };
+    serde_json::to_string(&line).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_runtime::Phase;
+
+    #[test]
+    fn lines_say_where_a_job_stands() {
+        let reading = Reading { phase: Some(Phase("copying files")), done: 50 << 20, total: 200 << 20 };
+        let rate = (25 << 20) as f64;
+        assert_eq!(text_line(reading, rate), "copying files: 50.0 MiB of 200.0 MiB (25 %), 25.0 MiB/s, 6.00 s left");
+        assert_eq!(text_line(Reading { total: 0, ..reading }, rate), "copying files: 50.0 MiB, 25.0 MiB/s");
+        assert!(!text_line(reading, 0.0).contains("left"));
+        let json: serde_json::Value = serde_json::from_str(&json_line(reading, rate)).unwrap();
+        assert_eq!((json["phase"].as_str(), json["total"].as_u64()), (Some("copying files"), Some(200 << 20)));
+    }
+}

@@ -1,0 +1,4 @@
+//! The lab on real servers: what it writes is judged to be well, and every kind of harm is found.
+
+mod harm;
+mod load;

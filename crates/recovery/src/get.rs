@@ -1,0 +1,166 @@
+//! `restore_command`: one segment or timeline history at a time, the next ones fetched ahead.
+//!
+//! This is the most dangerous interface there is: if recovery is told that a segment does not exist, it takes that for
+//! the end of the log and promotes. So [`GetOutcome::NotFound`] is answered only when the repository was asked and has
+//! neither the segment nor anything after it; whatever else keeps us from answering is an error, on which recovery has
+//! to stop.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use holdfast_repository::{Keyring, Lineage, RepositoryError};
+use holdfast_types::{Lsn, Segment, Timeline};
+
+/// What to fetch.
+#[derive(Clone, Debug)]
+pub struct GetOptions {
+    pub source: String,
+    pub lineage: Lineage,
+    /// PostgreSQL's `%f`.
+    pub name: String,
+    /// PostgreSQL's `%p`.
+    pub destination: PathBuf,
+    /// Where segments are that were fetched ahead.
+    pub prefetch_directory: Option<PathBuf>,
+    /// Serve what there is of an unfinished segment, with zeros behind: for recovery to the newest point.
+    pub partial: bool,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GetOutcome {
+    Fetched,
+    /// The log ends before this file.
+    NotFound,
+}
+
+/// Whether the file exists could not be found out, or it cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    #[error("`{0}` is not the name of a file that PostgreSQL asks for")]
+    Name(String),
+    #[error("the log of timeline {timeline} has a gap at {at}: there is more after it")]
+    Gap { timeline: Timeline, at: Lsn },
+    #[error("could not write {}", .path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("could not fetch `{name}`")]
+    Repository {
+        name: String,
+        #[source]
+        source: RepositoryError,
+    },
+}
+
+/// Fetches one file for recovery.
+pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, GetError> {
+    let name = &options.name;
+    let failed = |source| GetError::Repository { name: name.clone(), source };
+    if let Some(digits) = name.strip_suffix(".history") {
+        let timeline = u32::from_str_radix(digits, 16).map_err(|_| GetError::Name(name.clone()))?;
+        let history = keyring.history(&options.source, options.lineage, Timeline::new(timeline));
+        return match history.await.map_err(failed)? {
+            Some(bytes) => write(&options.destination, &bytes).map(|()| GetOutcome::Fetched),
+            None => Ok(GetOutcome::NotFound),
+        };
+    }
+    let size = options.lineage.segment_size;
+    let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
+    if let Some(directory) = &options.prefetch_directory
+        && std::fs::rename(directory.join(name), &options.destination).is_ok()
+    {
+        return Ok(GetOutcome::Fetched);
+    }
+    let found = keyring.segment(&options.source, options.lineage, segment).await.map_err(failed)?;
+    let end = found.as_ref().map_or(segment.start(size), |bytes| segment.start(size).advance(bytes.len() as u64));
+    match found {
+        Some(bytes) if bytes.len() as u64 == size.get() => {
+            write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
+        }
+        found => {
+            // Before recovery is told that the log ends here, make sure that it does.
+            let view = keyring.repository().log(&options.source, options.lineage).await.map_err(failed)?;
+            let timeline = segment.timeline();
+            if view.objects(timeline).iter().any(|object| object.range.end > end) {
+                return Err(GetError::Gap { timeline, at: end });
+            }
+            match found {
+                Some(mut bytes) if options.partial => {
+                    bytes.resize(size.get() as usize, 0);
+                    write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
+                }
+                _ => Ok(GetOutcome::NotFound),
+            }
+        }
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), GetError> {
+    std::fs::write(path, bytes).map_err(|source| GetError::Write { path: path.to_owned(), source })
+}
+
+/// How many segments are fetched ahead, and how long to wait for one to be taken before giving up.
+const AHEAD: u64 = 8;
+const IDLE: Duration = Duration::from_secs(20);
+
+/// Keeps the next segments after `after` ready in `directory`, until the log ends or nobody takes them any more.
+///
+/// One process does this at a time; a second one leaves at once. Only whole segments are fetched ahead.
+pub async fn prefetch(
+    keyring: &Keyring,
+    source: &str,
+    lineage: Lineage,
+    after: Segment,
+    directory: &Path,
+) -> Result<(), GetError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| GetError::Write { path, source }
+    };
+    std::fs::create_dir_all(directory).map_err(at(directory))?;
+    let lock_path = directory.join("lock");
+    let lock = std::fs::File::create(&lock_path).map_err(at(&lock_path))?;
+    let Ok(_lock) = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock) else {
+        return Ok(());
+    };
+    let size = lineage.segment_size;
+    let mut next = after.next();
+    let mut taken_at = Instant::now();
+    let mut ready: Vec<PathBuf> = Vec::new();
+    while taken_at.elapsed() < IDLE {
+        let before = ready.len();
+        ready.retain(|path| path.exists());
+        if ready.len() < before {
+            taken_at = Instant::now();
+        }
+        if ready.len() as u64 >= AHEAD {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        }
+        let failed = |source| GetError::Repository { name: next.file_name(size), source };
+        match keyring.segment(source, lineage, next).await.map_err(failed)? {
+            Some(bytes) if bytes.len() as u64 == size.get() => {
+                let path = directory.join(next.file_name(size));
+                let temporary = directory.join("fetching");
+                write(&temporary, &bytes)?;
+                std::fs::rename(&temporary, &path).map_err(at(&path))?;
+                ready.push(path);
+                next = next.next();
+            }
+            // The end of what is whole. What is ready stays for recovery to take.
+            _ => return Ok(()),
+        }
+    }
+    // Recovery has stopped asking: what it did not take is of no use.
+    for path in ready {
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::debug!(%error, path = %path.display(), "a prefetched segment was already taken");
+        }
+    }
+    Ok(())
+}

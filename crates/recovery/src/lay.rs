@@ -1,0 +1,319 @@
+//! Laying files out: frames from packs to where they belong, in parallel.
+//!
+//! The unit of work is a stretch of one pack. Whatever lies together there is fetched with one read, and each frame is
+//! authenticated before a byte of it is written. Files are synced as they become whole, while others are still written.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use holdfast_format::codec::Decompressor;
+use holdfast_format::map::{Map, PackRef, Run, RunSource};
+use holdfast_format::object::FrameLocation;
+use holdfast_repository::{Keyring, PackReader};
+use holdfast_runtime::{Cancel, Progress};
+use tokio::runtime::Handle;
+
+use crate::RestoreError;
+
+/// At most so much is fetched with one read.
+const FETCH_BYTES: u64 = 4 << 20;
+/// Frames further apart than this are fetched on their own.
+const GAP_BYTES: u64 = 64 << 10;
+/// Files that a worker keeps open.
+const OPEN_FILES: usize = 64;
+
+/// A file to be made.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub path: PathBuf,
+    pub size: u64,
+    pub mode: u32,
+    pub owner: Option<(u32, u32)>,
+    /// Bytes that are still to be written.
+    missing: AtomicU64,
+}
+
+impl Target {
+    pub(crate) fn new(path: PathBuf, size: u64, mode: u32, owner: Option<(u32, u32)>) -> Self {
+        Self { path, size, mode, owner, missing: AtomicU64::new(0) }
+    }
+
+    fn open(&self) -> io::Result<File> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(self.mode).open(&self.path)?;
+        // The same for whoever comes first: runs of zeros are holes.
+        if file.metadata()?.len() != self.size {
+            file.set_len(self.size)?;
+        }
+        Ok(file)
+    }
+
+    /// Makes the finished file durable, with the mode and owner it should have.
+    fn complete(&self) -> io::Result<()> {
+        let file = File::options().write(true).open(&self.path)?;
+        file.set_permissions(std::fs::Permissions::from_mode(self.mode))?;
+        if let Some((uid, gid)) = self.owner {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        }
+        file.sync_all()
+    }
+}
+
+/// Where a part of a frame goes.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// Index into the targets.
+    target: u32,
+    at_in_file: u64,
+    at_in_frame: u32,
+    len: u32,
+}
+
+/// Frames of one pack that are fetched together.
+#[derive(Debug)]
+struct Stretch {
+    pack: Arc<PackReader>,
+    start: u64,
+    end: u64,
+    frames: Vec<(FrameLocation, Vec<Piece>)>,
+}
+
+/// Everything that is to be done.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    pub targets: Vec<Target>,
+    packs: HashMap<PackRef, HashMap<FrameLocation, Vec<Piece>>>,
+    /// In the order in which they were first needed.
+    order: Vec<PackRef>,
+}
+
+impl Work {
+    /// Adds a file of `map`.
+    pub(crate) fn add(&mut self, map: &Map, target: Target, runs: &[Run]) {
+        let index = self.targets.len() as u32;
+        let mut at_in_file = 0;
+        let mut missing = 0;
+        for run in runs {
+            if let RunSource::Frame { frame, at } = run.source
+                && let Some(frame) = map.frames.get(frame as usize)
+                && let Some(pack) = map.packs.get(frame.pack as usize)
+            {
+                let frames = self.packs.entry(*pack).or_insert_with(|| {
+                    self.order.push(*pack);
+                    HashMap::new()
+                });
+                let piece = Piece { target: index, at_in_file, at_in_frame: at, len: run.len as u32 };
+                frames.entry(frame.location).or_default().push(piece);
+                missing += run.len;
+            }
+            at_in_file += run.len;
+        }
+        target.missing.store(missing, Ordering::Relaxed);
+        self.targets.push(target);
+    }
+
+    async fn stretches(&mut self, keyring: &Keyring) -> Result<VecDeque<Stretch>, RestoreError> {
+        let mut stretches = VecDeque::new();
+        for reference in std::mem::take(&mut self.order) {
+            let pack = Arc::new(keyring.pack(&reference).await?);
+            let mut frames: Vec<_> = self.packs.remove(&reference).unwrap_or_default().into_iter().collect();
+            frames.sort_by_key(|(location, _)| location.offset);
+            let mut current: Option<Stretch> = None;
+            for (location, pieces) in frames {
+                let end = location.offset + u64::from(location.sealed_len);
+                match &mut current {
+                    Some(stretch)
+                        if end - stretch.start <= FETCH_BYTES
+                            && location.offset.saturating_sub(stretch.end) <= GAP_BYTES =>
+                    {
+                        stretch.end = end;
+                        stretch.frames.push((location, pieces));
+                    }
+                    _ => {
+                        stretches.extend(current.take());
+                        let start = location.offset;
+                        let frames = vec![(location, pieces)];
+                        current = Some(Stretch { pack: Arc::clone(&pack), start, end, frames });
+                    }
+                }
+            }
+            stretches.extend(current);
+        }
+        Ok(stretches)
+    }
+}
+
+struct Shared {
+    targets: Vec<Target>,
+    queue: Mutex<VecDeque<Stretch>>,
+    progress: Progress,
+    cancel: Cancel,
+    handle: Handle,
+}
+
+/// Writes all files and makes them durable. Gives the sealed bytes that were fetched.
+pub(crate) async fn lay(
+    mut work: Work,
+    keyring: &Keyring,
+    parallel: usize,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<u64, RestoreError> {
+    let stretches = work.stretches(keyring).await?;
+    let stop = Cancel::new();
+    let shared = Arc::new(Shared {
+        targets: work.targets,
+        queue: Mutex::new(stretches),
+        progress: progress.clone(),
+        cancel: stop.clone(),
+        handle: Handle::current(),
+    });
+    // Whole files on their way to be synced; bounded by what the queue of a syncer may hold.
+    let (whole, to_sync) = mpsc::sync_channel::<u32>(1024);
+    let syncer = {
+        let shared = Arc::clone(&shared);
+        tokio::task::spawn_blocking(move || sync_files(&shared, &to_sync))
+    };
+    let workers: Vec<_> = (0..parallel.max(1))
+        .map(|_| {
+            let (shared, whole) = (Arc::clone(&shared), whole.clone());
+            tokio::task::spawn_blocking(move || {
+                let outcome = Worker::new(&shared, whole).work();
+                if outcome.is_err() {
+                    shared.cancel.cancel();
+                }
+                outcome
+            })
+        })
+        .collect();
+    // Files without a single frame: empty ones and those of zeros only.
+    let empty = {
+        let shared = Arc::clone(&shared);
+        tokio::task::spawn_blocking(move || {
+            for (index, target) in shared.targets.iter().enumerate() {
+                if target.missing.load(Ordering::Acquire) == 0 && !target.path.exists() {
+                    target.open().map_err(RestoreError::write(&target.path))?;
+                    whole.send(index as u32).map_err(|_| RestoreError::Worker)?;
+                }
+            }
+            Ok(())
+        })
+    };
+    let watcher = {
+        let (cancel, stop) = (cancel.clone(), stop.clone());
+        tokio::spawn(async move {
+            cancel.cancelled().await;
+            stop.cancel();
+        })
+    };
+    let mut fetched = 0;
+    let mut failures = Vec::new();
+    if let Err(error) = empty.await.map_err(|_| RestoreError::Worker).flatten() {
+        failures.push(error);
+    }
+    for worker in workers {
+        match worker.await.map_err(|_| RestoreError::Worker).flatten() {
+            Ok(bytes) => fetched += bytes,
+            Err(error) => failures.push(error),
+        }
+    }
+    watcher.abort();
+    if let Err(error) = syncer.await.map_err(|_| RestoreError::Worker).flatten() {
+        failures.push(error);
+    }
+    let is_cause = |error: &RestoreError| !matches!(error, RestoreError::Cancelled(_) | RestoreError::Worker);
+    failures.sort_by_key(|error| !is_cause(error));
+    match failures.into_iter().next() {
+        Some(error) => Err(error),
+        None => Ok(fetched),
+    }
+}
+
+fn sync_files(shared: &Shared, whole: &mpsc::Receiver<u32>) -> Result<(), RestoreError> {
+    let mut outcome = Ok(());
+    // Goes on receiving after a failure, so that no worker waits for a place in the queue.
+    for index in whole {
+        if outcome.is_ok()
+            && let Some(target) = shared.targets.get(index as usize)
+        {
+            outcome = target.complete().map_err(RestoreError::write(&target.path));
+            if outcome.is_err() {
+                shared.cancel.cancel();
+            }
+        }
+    }
+    outcome
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    whole: mpsc::SyncSender<u32>,
+    open: HashMap<u32, File>,
+    decompressor: Decompressor,
+    plain: Vec<u8>,
+    fetched: u64,
+}
+
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared, whole: mpsc::SyncSender<u32>) -> Self {
+        Self {
+            shared,
+            whole,
+            open: HashMap::new(),
+            decompressor: Decompressor::new(),
+            plain: Vec::new(),
+            fetched: 0,
+        }
+    }
+
+    fn work(mut self) -> Result<u64, RestoreError> {
+        loop {
+            self.shared.cancel.check()?;
+            let next = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(stretch) = next else { return Ok(self.fetched) };
+            self.lay_stretch(&stretch)?;
+        }
+    }
+
+    fn lay_stretch(&mut self, stretch: &Stretch) -> Result<(), RestoreError> {
+        let bytes = self.shared.handle.block_on(stretch.pack.fetch(stretch.start..stretch.end))?;
+        self.fetched += bytes.len() as u64;
+        let mut sealed: Vec<u8> = bytes.into();
+        for (location, pieces) in &stretch.frames {
+            let start = (location.offset - stretch.start) as usize;
+            let frame = sealed.get_mut(start..start + location.sealed_len as usize).ok_or(RestoreError::Worker)?;
+            self.plain.clear();
+            stretch.pack.open(*location, frame, &mut self.decompressor, &mut self.plain)?;
+            for piece in pieces {
+                self.write(piece)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, piece: &Piece) -> Result<(), RestoreError> {
+        let target = self.shared.targets.get(piece.target as usize).ok_or(RestoreError::Worker)?;
+        let start = piece.at_in_frame as usize;
+        let bytes = self.plain.get(start..start + piece.len as usize).ok_or(RestoreError::Worker)?;
+        if self.open.len() >= OPEN_FILES {
+            self.open.clear();
+        }
+        let file = match self.open.entry(piece.target) {
+            std::collections::hash_map::Entry::Occupied(file) => file.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(target.open().map_err(RestoreError::write(&target.path))?)
+            }
+        };
+        file.write_all_at(bytes, piece.at_in_file).map_err(RestoreError::write(&target.path))?;
+        self.shared.progress.add(u64::from(piece.len));
+        if target.missing.fetch_sub(u64::from(piece.len), Ordering::AcqRel) == u64::from(piece.len) {
+            self.open.remove(&piece.target);
+            self.whole.send(piece.target).map_err(|_| RestoreError::Worker)?;
+        }
+        Ok(())
+    }
+}

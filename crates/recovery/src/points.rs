@@ -1,0 +1,132 @@
+//! Which points can be recovered to, without replaying anything.
+
+use std::collections::BTreeMap;
+
+use holdfast_format::manifest::Summary;
+use holdfast_format::wal::{Moment, RestorePoint};
+use holdfast_pgformat::TimelineHistory;
+use holdfast_repository::{Gap, Keyring, Lineage, LogObject, LogRange, LogView, RepositoryError};
+use holdfast_types::{Lsn, SnapshotId, SystemId, Timeline};
+use serde::Serialize;
+
+use crate::RestoreError;
+
+/// What can be recovered of one timeline.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimelinePoints {
+    pub timeline: Timeline,
+    /// The stretches of log that are there.
+    pub ranges: Vec<LogRange>,
+    pub gaps: Vec<Gap>,
+    pub first: Option<Moment>,
+    pub last: Option<Moment>,
+    pub restore_points: Vec<RestorePoint>,
+    /// The snapshots that began on it.
+    pub snapshots: Vec<SnapshotId>,
+}
+
+/// What can be recovered of one cluster.
+#[derive(Clone, Debug, Serialize)]
+pub struct RecoverablePoints {
+    pub system_id: SystemId,
+    pub timelines: Vec<TimelinePoints>,
+}
+
+/// Asks the log's own indexes; an identity that opens them is needed.
+pub async fn recoverable(keyring: &Keyring, source: &str) -> Result<Vec<RecoverablePoints>, RepositoryError> {
+    let repository = keyring.repository();
+    let snapshots: Vec<Summary> =
+        repository.snapshots(source).await?.into_iter().filter_map(|entry| entry.summary.ok()).collect();
+    let mut clusters = Vec::new();
+    for lineage in repository.lineages(source).await? {
+        let view = repository.log(source, lineage).await?;
+        let mut timelines = Vec::new();
+        for timeline in view.timelines() {
+            let objects = view.objects(timeline);
+            let moments = keyring.moments(objects).await?;
+            let coverage = view.coverage(timeline);
+            timelines.push(TimelinePoints {
+                timeline,
+                gaps: coverage.gaps(),
+                ranges: coverage.ranges,
+                first: moments.first,
+                last: moments.last,
+                restore_points: keyring.restore_points(objects).await?,
+                snapshots: snapshots
+                    .iter()
+                    .filter(|snapshot| snapshot.system_id == lineage.system_id && snapshot.timeline == timeline)
+                    .map(|snapshot| snapshot.id.clone())
+                    .collect(),
+            });
+        }
+        clusters.push(RecoverablePoints { system_id: lineage.system_id, timelines });
+    }
+    Ok(clusters)
+}
+
+/// A way through the log: one timeline after the other, each with where it is left for the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Path {
+    pub history: TimelineHistory,
+}
+
+impl Path {
+    pub(crate) async fn to(
+        keyring: &Keyring,
+        source: &str,
+        lineage: Lineage,
+        timeline: Timeline,
+    ) -> Result<Self, RestoreError> {
+        let history = match keyring.history(source, lineage, timeline).await? {
+            Some(bytes) => TimelineHistory::parse(timeline, &bytes)
+                .map_err(|source| RestoreError::History { timeline, source })?,
+            None => TimelineHistory::root(timeline),
+        };
+        Ok(Self { history })
+    }
+
+    pub(crate) fn timeline(&self) -> Timeline {
+        self.history.timeline()
+    }
+
+    /// The timelines of the path from the one that holds `start` on, each with where it ends.
+    fn parts(&self, from: Timeline) -> Vec<(Timeline, Option<Lsn>)> {
+        let parents = self.history.entries().iter().map(|entry| (entry.timeline, Some(entry.switch)));
+        parents.chain([(self.timeline(), None)]).skip_while(|(timeline, _)| *timeline != from).collect()
+    }
+
+    /// How far the log goes without a hole along the path, from a position on one of its timelines.
+    pub(crate) fn reach(&self, view: &LogView, from: Timeline, start: Lsn) -> Option<Lsn> {
+        let size = view.lineage.segment_size.get();
+        let mut position = start;
+        let mut reached = None;
+        for (timeline, end) in self.parts(from) {
+            let Some(reach) = view.coverage(timeline).reach(position) else { break };
+            let Some(end) = end else { return Some(reach) };
+            // The next timeline's first segment holds what comes before the switch as well.
+            let shared = Lsn::new(end.get() / size * size);
+            reached = Some(reach.min(end));
+            if reach < shared {
+                break;
+            }
+            position = position.max(shared);
+        }
+        reached
+    }
+
+    /// The objects along the path that hold log between two positions.
+    pub(crate) fn objects(&self, view: &LogView, from: Timeline, start: Lsn, end: Lsn) -> Vec<LogObject> {
+        let mut by_start: BTreeMap<(Lsn, Timeline), LogObject> = BTreeMap::new();
+        let mut begin = start;
+        for (timeline, switch) in self.parts(from) {
+            let stop = switch.unwrap_or(end).min(end);
+            for object in view.objects(timeline) {
+                if object.range.end > begin && object.range.start < stop {
+                    by_start.insert((object.range.start, timeline), object.clone());
+                }
+            }
+            begin = stop;
+        }
+        by_start.into_values().collect()
+    }
+}

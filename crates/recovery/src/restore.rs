@@ -1,0 +1,390 @@
+//! Carrying a plan out: from the repository to a data directory that is ready to be started.
+//!
+//! *Crash.* The control file is written last, under a temporary name first: until then PostgreSQL refuses to start.
+//! A directory that an interrupted restore left holds [`MARKER`], by which a new restore recognises and clears it.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_format::manifest::{DamagedPage, Manifest, Tablespace};
+use holdfast_format::map::{EntryKind, Map};
+use holdfast_pgformat::{BackupLabel, TablespaceMap, control};
+use holdfast_postgres::cluster::{Binaries, Running, is_running};
+use holdfast_repository::Keyring;
+use holdfast_runtime::{Cancel, Phase, Progress};
+use holdfast_types::ByteSize;
+
+use crate::lay::{Target as FileTarget, Work, lay};
+use crate::plan::{Plan, Target};
+use crate::settings::{Recovery, adapt_main_conf};
+use crate::RestoreError;
+
+/// Whether the restored cluster goes on archiving as the old one did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArchiveMode {
+    Preserve,
+    /// For a copy on the side: it neither archives nor connects to a primary.
+    Off,
+}
+
+/// How to restore.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    pub to: PathBuf,
+    pub parallel: usize,
+    /// Where tablespaces go, by object id, name or former location; the others go where they were.
+    pub tablespaces: Vec<(String, PathBuf)>,
+    pub archive_mode: ArchiveMode,
+    /// With `%f` and `%p` in it.
+    pub restore_command: String,
+    /// PostgreSQL's programs, if not where they usually are.
+    pub bin_directory: Option<PathBuf>,
+    /// For a server that is started: its port and the directory of its socket, if not those of its configuration.
+    pub port: Option<u16>,
+    pub socket_directory: Option<PathBuf>,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct RestoreReport {
+    pub files: u64,
+    pub bytes: u64,
+    pub fetched: u64,
+    pub phases: Vec<(Phase, Duration)>,
+    pub damage: Vec<DamagedPage>,
+    pub notes: Vec<String>,
+}
+
+/// Stands in a directory that is being restored; gone before it can be started.
+pub(crate) const MARKER: &str = "holdfast.restore";
+/// Where the files outside the data directory go, under their former paths.
+const CONFIG_DIRECTORY: &str = "holdfast.config";
+/// Segments fetched ahead of recovery.
+pub(crate) const PREFETCH_DIRECTORY: &str = "holdfast.prefetch";
+
+/// Restores the files. The server is not started.
+pub async fn restore(
+    keyring: &Keyring,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<RestoreReport, RestoreError> {
+    progress.begin(Phase("preparing"), 0);
+    let manifest = &plan.manifest;
+    let major = manifest.summary.server_version / 10_000;
+    if options.bin_directory.is_some() {
+        Binaries::find(major, options.bin_directory.as_deref()).await?;
+    }
+    let label = BackupLabel::parse(&manifest.backup_label)?;
+    if label.start_wal != manifest.summary.start_lsn {
+        let why = "it begins at another position than the snapshot".to_owned();
+        return Err(RestoreError::Snapshot { what: "backup label", why });
+    }
+    let pg_control = control::unstartable(&manifest.pg_control)?;
+    let mut notes = plan.notes.clone();
+    let owner = owner(manifest, &mut notes);
+    let places = tablespace_places(manifest, &options.tablespaces)?;
+
+    refuse_what_is_in_the_way(&options.to)?;
+    let mut maps = Vec::new();
+    for reference in &manifest.maps {
+        maps.push(keyring.map(reference.id).await?);
+    }
+    require_space(&options.to, manifest.summary.bytes + plan.log_bytes().min(1 << 30))?;
+    let target = Layout { to: options.to.clone(), owner };
+    target.begin(manifest)?;
+    let mut config = Vec::new();
+    let work = target.prepare(&maps, &places, &mut config)?;
+
+    progress.begin(Phase("restoring files"), manifest.summary.bytes);
+    let fetched = lay(work, keyring, options.parallel, progress, cancel).await?;
+
+    progress.begin(Phase("finishing"), 0);
+    target.adopt_configuration(&config, &mut notes)?;
+    let tablespace_map = remap(&manifest.tablespace_map, &places)?;
+    target.write("backup_label", &manifest.backup_label)?;
+    if !tablespace_map.is_empty() {
+        target.write("tablespace_map", &tablespace_map)?;
+    }
+    let recovery = Recovery {
+        target: &plan.stop_at,
+        timeline: plan.timeline,
+        restore_command: &options.restore_command,
+        isolated: options.archive_mode == ArchiveMode::Off,
+    };
+    let before = fs::read_to_string(options.to.join("postgresql.auto.conf")).unwrap_or_default();
+    target.write("postgresql.auto.conf", recovery.auto_conf(&before).as_bytes())?;
+    target.write("recovery.signal", b"")?;
+    cancel.check()?;
+    target.finish(&maps, &places, &pg_control)?;
+    Ok(RestoreReport {
+        files: manifest.summary.files,
+        bytes: manifest.summary.bytes,
+        fetched,
+        phases: progress.durations(),
+        damage: manifest.damage.clone(),
+        notes,
+    })
+}
+
+/// User and group for the files, where we may choose them.
+fn owner(manifest: &Manifest, notes: &mut Vec<String>) -> Option<(u32, u32)> {
+    if !nix::unistd::Uid::effective().is_root() {
+        return None;
+    }
+    let user = nix::unistd::User::from_name(&manifest.owner.user).ok().flatten();
+    let group = nix::unistd::Group::from_name(&manifest.owner.group).ok().flatten();
+    match user {
+        Some(user) => Some((user.uid.as_raw(), group.map_or(user.gid.as_raw(), |group| group.gid.as_raw()))),
+        None => {
+            notes.push(format!("there is no user `{}` here; the files belong to root", manifest.owner.user));
+            None
+        }
+    }
+}
+
+/// Refuses a directory with anything in it, but for what an interrupted restore left.
+fn refuse_what_is_in_the_way(to: &Path) -> Result<(), RestoreError> {
+    match is_running(to) {
+        Running::No => {}
+        Running::Yes { pid } => return Err(RestoreError::ServerRunning { path: to.to_owned(), pid }),
+        Running::Unknown { .. } if !to.exists() => {}
+        Running::Unknown { reason } => return Err(RestoreError::ServerUnknown { path: to.to_owned(), reason }),
+    }
+    let entries = match fs::read_dir(to) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(RestoreError::write(to))?,
+    };
+    if entries.count() == 0 || (to.join(MARKER).is_file() && !to.join("global/pg_control").exists()) {
+        return Ok(());
+    }
+    Err(RestoreError::NotEmpty { path: to.to_owned() })
+}
+
+fn require_space(to: &Path, needed: u64) -> Result<(), RestoreError> {
+    let mut existing = to;
+    while !existing.exists() {
+        existing = match existing.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+    }
+    // A file system that does not say is not full for that reason.
+    let Ok(stat) = nix::sys::statvfs::statvfs(existing) else { return Ok(()) };
+    let free = stat.blocks_available() * stat.fragment_size();
+    if free < needed {
+        let (free, needed) = (ByteSize::new(free), ByteSize::new(needed));
+        return Err(RestoreError::NoSpace { path: to.to_owned(), free, needed });
+    }
+    Ok(())
+}
+
+/// Where each tablespace that is not in place goes.
+fn tablespace_places(
+    manifest: &Manifest,
+    wanted: &[(String, PathBuf)],
+) -> Result<Vec<(Tablespace, PathBuf)>, RestoreError> {
+    let matches = |space: &Tablespace, key: &str| {
+        space.oid.to_string() == key || space.name == key || space.location == key
+    };
+    for (key, _) in wanted {
+        if !manifest.tablespaces.iter().any(|space| matches(space, key)) {
+            return Err(RestoreError::UnknownTablespace(key.clone()));
+        }
+    }
+    let is_outside = |space: &&Tablespace| space.location.starts_with('/');
+    let mut places = Vec::new();
+    for space in manifest.tablespaces.iter().filter(is_outside) {
+        let wanted = wanted.iter().find(|(key, _)| matches(space, key));
+        let place = wanted.map_or_else(|| PathBuf::from(&space.location), |(_, place)| place.clone());
+        let place = std::path::absolute(&place).map_err(RestoreError::write(&place))?;
+        if fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(RestoreError::TablespaceInUse { oid: space.oid, name: space.name.clone(), path: place });
+        }
+        places.push((space.clone(), place));
+    }
+    Ok(places)
+}
+
+/// The tablespace map with the new places; recovery makes the links by it.
+fn remap(map: &[u8], places: &[(Tablespace, PathBuf)]) -> Result<Vec<u8>, RestoreError> {
+    if map.is_empty() {
+        return Ok(Vec::new());
+    }
+    let map = TablespaceMap::parse(map)?;
+    let place = |oid: u32| places.iter().find(|(space, _)| space.oid == oid).map(|(_, place)| place);
+    Ok(map.remap(|space| place(space.oid).map(|place| place.as_os_str().as_bytes().to_vec())).serialize())
+}
+
+/// The target directory.
+struct Layout {
+    to: PathBuf,
+    owner: Option<(u32, u32)>,
+}
+
+impl Layout {
+    fn begin(&self, manifest: &Manifest) -> Result<(), RestoreError> {
+        let at = RestoreError::write;
+        if self.to.join(MARKER).is_file() {
+            // The marker goes last: until then this stays recognisable as an unfinished restore.
+            for entry in fs::read_dir(&self.to).map_err(at(&self.to))? {
+                let path = entry.map_err(at(&self.to))?.path();
+                if path.file_name().is_none_or(|name| name != MARKER) {
+                    let is_folder = fs::symlink_metadata(&path).map_err(RestoreError::write(&path))?.is_dir();
+                    let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                    removed.map_err(RestoreError::write(&path))?;
+                }
+            }
+        }
+        self.directory(&self.to, 0o700)?;
+        let text = format!("Snapshot {} is being restored here; this directory is not complete.\n", manifest.summary.id);
+        self.write(MARKER, text.as_bytes())?;
+        sync(&self.to)
+    }
+
+    fn chown(&self, path: &Path) -> Result<(), RestoreError> {
+        match self.owner {
+            Some((uid, gid)) => {
+                std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(RestoreError::write(path))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn directory(&self, path: &Path, mode: u32) -> Result<(), RestoreError> {
+        let at = RestoreError::write;
+        if !path.is_dir() {
+            fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(at(path))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(at(path))?;
+        self.chown(path)
+    }
+
+    /// Writes a small file durably.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
+        let path = self.to.join(name);
+        let write = || {
+            let mut file = fs::File::create(&path)?;
+            file.write_all(bytes)?;
+            file.set_permissions(fs::Permissions::from_mode(0o600))?;
+            file.sync_all()
+        };
+        write().map_err(RestoreError::write(&path))?;
+        self.chown(&path)
+    }
+
+    /// Where a path of the snapshot goes.
+    fn place(&self, name: &[u8]) -> PathBuf {
+        let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+        match name.strip_prefix(b"pgdata") {
+            Some(rest) => match rest.strip_prefix(b"/") {
+                Some(relative) => self.to.join(path(relative)),
+                None => self.to.clone(),
+            },
+            None => self.to.join(CONFIG_DIRECTORY).join(path(name.strip_prefix(b"config/").unwrap_or(name))),
+        }
+    }
+
+    /// Makes directories and links, and lists the files.
+    fn prepare(
+        &self,
+        maps: &[Map],
+        places: &[(Tablespace, PathBuf)],
+        config: &mut Vec<PathBuf>,
+    ) -> Result<Work, RestoreError> {
+        let mut work = Work::default();
+        for (_, place) in places {
+            self.directory(place, 0o700)?;
+        }
+        for (map, entry) in maps.iter().flat_map(|map| map.entries.iter().map(move |entry| (map, entry))) {
+            let path = self.place(&entry.path);
+            match &entry.kind {
+                EntryKind::Directory => self.directory(&path, entry.mode)?,
+                EntryKind::Link { target } => {
+                    let oid = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
+                    let place = places.iter().find(|(space, _)| Some(space.oid) == oid).map(|(_, place)| place.clone());
+                    let target = place.unwrap_or_else(|| PathBuf::from(std::ffi::OsStr::from_bytes(target)));
+                    std::os::unix::fs::symlink(&target, &path).map_err(RestoreError::write(&path))?;
+                    self.chown(&path)?;
+                }
+                EntryKind::File { size, runs } => {
+                    if entry.path.starts_with(b"config/") {
+                        if let Some(parent) = path.parent() {
+                            self.directory(parent, 0o700)?;
+                        }
+                        config.push(path.clone());
+                    }
+                    work.add(map, FileTarget::new(path, *size, entry.mode, self.owner), runs);
+                }
+            }
+        }
+        Ok(work)
+    }
+
+    /// Settings that were kept outside the data directory, as Debian does: what the server needs to start is put inside,
+    /// and all of it stays under its former path in [`CONFIG_DIRECTORY`].
+    fn adopt_configuration(&self, config: &[PathBuf], notes: &mut Vec<String>) -> Result<(), RestoreError> {
+        let at = RestoreError::write;
+        if self.to.join("postgresql.conf").exists() || config.is_empty() {
+            return Ok(());
+        }
+        let Some(main) = config.iter().find(|path| path.ends_with("postgresql.conf")) else { return Ok(()) };
+        let folder = main.parent().unwrap_or(&self.to);
+        for path in config {
+            let Ok(relative) = path.strip_prefix(folder) else { continue };
+            let bytes = fs::read(path).map_err(at(path))?;
+            let name = relative.to_string_lossy().into_owned();
+            if let Some(parent) = self.to.join(relative).parent() {
+                self.directory(parent, 0o700)?;
+            }
+            if path == main {
+                self.write(&name, adapt_main_conf(&String::from_utf8_lossy(&bytes)).as_bytes())?;
+            } else {
+                self.write(&name, &bytes)?;
+            }
+        }
+        notes.push(format!(
+            "the configuration was outside the data directory; copies are in it now, the originals in {}",
+            self.to.join(CONFIG_DIRECTORY).display()
+        ));
+        Ok(())
+    }
+
+    /// Makes all names durable, then puts the control file in its place.
+    fn finish(
+        &self,
+        maps: &[Map],
+        places: &[(Tablespace, PathBuf)],
+        pg_control: &[u8],
+    ) -> Result<(), RestoreError> {
+        for entry in maps.iter().flat_map(|map| &map.entries) {
+            if entry.kind == EntryKind::Directory {
+                sync(&self.place(&entry.path))?;
+            }
+        }
+        for (_, place) in places {
+            sync(place)?;
+        }
+        let marker = self.to.join(MARKER);
+        fs::remove_file(&marker).map_err(RestoreError::write(&marker))?;
+        sync(&self.to)?;
+        self.write("global/pg_control.holdfast", pg_control)?;
+        let (temporary, path) = (self.to.join("global/pg_control.holdfast"), self.to.join("global/pg_control"));
+        fs::rename(&temporary, &path).map_err(RestoreError::write(&path))?;
+        sync(&self.to.join("global"))
+    }
+}
+
+fn sync(directory: &Path) -> Result<(), RestoreError> {
+    fs::File::open(directory).and_then(|file| file.sync_all()).map_err(RestoreError::write(directory))
+}
+
+/// A target that leaves nothing to replay but what makes the snapshot consistent.
+pub(crate) fn replays_little(plan: &Plan) -> bool {
+    plan.stop_at == Target::Consistent
+}
