@@ -13,8 +13,10 @@ pub(crate) mod verify;
 pub(crate) mod wal;
 
 use std::io::IsTerminal as _;
+use std::time::Duration;
 
-use holdfast_runtime::Cancel;
+use holdfast_runtime::{Cancel, Phase};
+use holdfast_types::ByteSize;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -24,6 +26,7 @@ use crate::exit::{self, Exit};
 use crate::failure::{CommandError, Failure};
 use crate::output::Output;
 use crate::signals;
+use crate::table::{self, Table};
 
 /// Runs a command to its end.
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
@@ -91,4 +94,36 @@ fn log(globals: &Globals, command: &Command) -> Result<(), Failure> {
         subscriber.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     }
     Ok(())
+}
+
+/// For `--parallel`.
+fn parallel(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=256) => Ok(number),
+        _ => Err("expected a number from 1 to 256".to_owned()),
+    }
+}
+
+/// For `--rate-limit`.
+fn positive_size(text: &str) -> Result<ByteSize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(size) if size.get() > 0 => Ok(size),
+        Ok(_) => Err("expected more than nothing".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn phases_json(phases: &[(Phase, Duration)]) -> Vec<serde_json::Value> {
+    let phase = |(phase, duration): &(Phase, Duration)| {
+        serde_json::json!({ "phase": phase.0, "seconds": duration.as_secs_f64() })
+    };
+    phases.iter().map(phase).collect()
+}
+
+fn phases_text(phases: &[(Phase, Duration)]) -> String {
+    let mut all = Table::bare();
+    for (phase, duration) in phases {
+        all.row([&format!("  {}", phase.0), &table::duration(*duration)]);
+    }
+    all.text()
 }

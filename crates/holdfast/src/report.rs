@@ -44,9 +44,21 @@ pub(crate) fn show_usage(refusal: &crate::cli::Refusal) -> Exit {
     Exit::Usage
 }
 
-fn report(failure: &(dyn Error + Send + Sync + 'static)) -> (Report, Exit) {
-    let chain: Vec<&(dyn Error + 'static)> =
-        std::iter::successors(Some(failure as &(dyn Error + 'static)), |error| error.source()).collect();
+/// The error with its causes in one line, and the advice, for lists.
+pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> (String, Option<String>) {
+    let (Report { mut error, causes, hint, exit_code: _ }, _) = report(error);
+    for cause in causes {
+        error.push_str(": ");
+        error.push_str(&cause);
+    }
+    (error, hint)
+}
+
+fn report(failure: &(dyn Error + 'static)) -> (Report, Exit) {
+    let mut chain = vec![failure];
+    while let Some(cause) = chain.last().and_then(|error| error.source()) {
+        chain.push(cause);
+    }
     // The outermost that somebody knows decides: it has the most context.
     let known = chain.iter().find_map(|error| classify::classify(*error)).unwrap_or_default();
     let hint = known.hint.or_else(|| chain.iter().find_map(|error| classify::classify(*error)?.hint));

@@ -63,11 +63,11 @@ fn script(size_mib: u64, seed: u64) -> String {
     let wanted = (size_mib.max(1) * 1024 * 1024 / BYTES_PER_MESSAGE).max(1000);
     // A round is dealt out once and repeated, so that small data sets need little and large ones do not sort it all.
     let round = match wanted {
-        0..65_536 => wanted,
-        65_536..4_000_000 => 1 << 16,
+        0..1_000_000 => wanted,
+        1_000_000..4_000_000 => 1 << 16,
         _ => 1 << 20,
     };
-    let rounds = wanted.div_ceil(round);
+    let rounds = (wanted + round / 2) / round;
     let messages = rounds * round;
     let small = messages < 1_000_000;
     let load_id: i64 = rand::random();

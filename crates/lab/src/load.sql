@@ -48,7 +48,7 @@ insert into devices
 select u * 2 + d, u, (array['ios','android','web','desktop'])[1 + (random() * 3)::int],
   md5(random()::text) || md5(random()::text), decode(md5(random()::text) || md5(random()::text), 'hex'),
   timestamptz '2025-01-01' + random() * interval '200 days'
-from generate_series(1::bigint, {users}) u, generate_series(0, 1) d where d = 0 or random() < 0.6;
+from generate_series(1::bigint, {users}) u, generate_series(0, 1) d where d = 0 or random() + u * 0 < 0.6;
 
 create table conversations(
   id bigint not null, kind smallint not null, size int not null, title text, created_at timestamptz not null,

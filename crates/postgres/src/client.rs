@@ -184,14 +184,8 @@ impl Client {
         }
         frontend::query(sql, &mut self.wire.output).map_err(|source| self.broken(source))?;
         self.unanswered += 1;
-        self.flush().await
-    }
-
-    pub(crate) async fn flush(&mut self) -> Result<(), QueryError> {
-        match self.wire.flush().await {
-            Ok(()) => Ok(()),
-            Err(source) => Err(self.last_words(source).await),
-        }
+        self.wire.flush().await;
+        Ok(())
     }
 
     /// Reads to the end of the answer to the oldest request.
@@ -217,7 +211,7 @@ impl Client {
                 Frame::Message(Message::CopyInResponse(_)) => {
                     let refused = frontend::copy_fail("holdfast sends no data by COPY", &mut self.wire.output);
                     refused.map_err(|source| self.broken(source))?;
-                    self.flush().await?;
+                    self.wire.flush().await;
                 }
                 Frame::Message(Message::ReadyForQuery(_)) => {
                     self.unanswered -= 1;
@@ -289,26 +283,6 @@ impl Client {
     pub(crate) fn broken(&mut self, source: io::Error) -> QueryError {
         self.closed = true;
         QueryError::Protocol { server: self.server.to_string(), source }
-    }
-
-    /// After a failed write: a server that ends a session says why first, and that may be waiting to be read.
-    async fn last_words(&mut self, failure: io::Error) -> QueryError {
-        let words = async {
-            loop {
-                match self.wire.take() {
-                    Ok(Some(Frame::Error(body))) => return ServerError::read(&body).ok(),
-                    Ok(Some(_)) => {}
-                    Ok(None) => self.wire.read().await.ok()?,
-                    Err(_) => return None,
-                }
-            }
-        };
-        let words = tokio::time::timeout(Duration::from_secs(1), words).await.ok().flatten();
-        self.closed = true;
-        match words {
-            Some(source) => self.refused(source),
-            None => self.lost(failure),
-        }
     }
 
     /// Notes that the server has ended the request (a `ReadyForQuery` seen by someone else).

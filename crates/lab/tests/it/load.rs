@@ -110,7 +110,7 @@ fn a_copy_that_stayed_behind_is_measured() {
     assert!(!report.well && report.lost >= 1000, "{report}");
     assert!(report.faults().iter().all(|(_, count)| *count == 0), "only the end is missing: {report}");
     assert!(report.loss_window_seconds > elapsed - 0.1, "{report}, {elapsed} s");
-    assert!(report.behind_seconds > 0.0 && report.behind_seconds <= report.loss_window_seconds, "{report}");
+    assert!(report.behind_seconds > elapsed - 0.2, "{report}, {elapsed} s");
     let tolerant = CheckOptions { allowed_loss_seconds: report.loss_window_seconds + 0.001, ..CheckOptions::default() };
     assert!(behind.check_blocking(&journals, &tolerant).expect("it can be judged").well);
 }

@@ -119,6 +119,9 @@ impl ReplicationStream {
 
     /// Reports how far we are. What is reported as flushed may be removed at the server, and with a synchronous
     /// standby of our name commits return: it must be durable.
+    ///
+    /// That the server no longer listens is no error here: it may have sent more log before it went, and
+    /// [`ReplicationStream::next`] brings that first and then tells how the stream ended.
     pub async fn status(
         &mut self,
         written: Lsn,
@@ -144,8 +147,8 @@ impl ReplicationStream {
             lsn: self.position,
             source,
         })?;
-        let flushed = self.client.flush().await;
-        flushed.map_err(|source| self.broken(source))
+        self.client.wire.flush().await;
+        Ok(())
     }
 
     fn send(&mut self, message: &[u8]) -> io::Result<()> {

@@ -199,3 +199,28 @@ async fn the_end_of_a_timeline_survives_dropped_futures() {
     assert!(tokio::time::timeout(Duration::from_millis(50), next).await.is_err());
     assert_eq!(read_message(&mut server).await, b"IDENTIFY_SYSTEM\0");
 }
+
+#[tokio::test]
+async fn what_a_server_sent_before_it_went_is_not_lost() {
+    let fake = Fake::new();
+    for in_order in [true, false] {
+        let (mut stream, mut server) = stream(&fake).await;
+        let end = if in_order { message(b'C', b"COPY 0\0") } else { Vec::new() };
+        server.write_all(&[wal(0x1000, b"1234"), wal(0x1004, b"5678"), end].concat()).await.unwrap();
+        drop(server);
+        // Nobody reads these any more.
+        for _ in 0..3 {
+            let position = stream.position();
+            stream.status(position, position, position, true).await.unwrap();
+        }
+        for expected in [b"1234", b"5678"] {
+            assert!(matches!(stream.next().await.unwrap(), Event::Wal { data, .. } if data == expected.as_slice()));
+        }
+        if in_order {
+            assert_eq!(stream.next().await.unwrap(), Event::Closed);
+        } else {
+            let error = stream.next().await.unwrap_err();
+            assert!(matches!(error, ReplicationError::Broken { .. }) && error.is_retryable(), "{error:?}");
+        }
+    }
+}

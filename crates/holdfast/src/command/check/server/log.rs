@@ -1,0 +1,77 @@
+//! How the log and the snapshots of a source stand in the repository.
+
+use holdfast_postgres::ServerInfo;
+use holdfast_repository::{Gap, Lineage, Repository, RepositoryError};
+
+use crate::command::check::checklist::{Checklist, Entry};
+use crate::config::Source;
+use crate::{table, time};
+
+pub(super) async fn check(source: &Source, info: &ServerInfo, repository: &Repository, checklist: &mut Checklist) {
+    if let Err(error) = snapshots(source, info, repository, checklist).await {
+        checklist.add(Entry::error(&source.name, "snapshots", &error));
+    }
+    if let Err(error) = log(source, info, repository, checklist).await {
+        checklist.add(Entry::error(&source.name, "log", &error));
+    }
+}
+
+async fn snapshots(
+    source: &Source,
+    info: &ServerInfo,
+    repository: &Repository,
+    checklist: &mut Checklist,
+) -> Result<(), RepositoryError> {
+    let name = source.name.as_str();
+    let entries = repository.snapshots(name).await?;
+    let mut newest = None;
+    for entry in entries {
+        match entry.summary {
+            Ok(summary) if summary.system_id == info.system_id => newest = Some(summary),
+            Ok(_) => {}
+            Err(error) => checklist.add(Entry::error(name, "snapshots", &error)),
+        }
+    }
+    checklist.add(match newest {
+        Some(summary) => {
+            let found = format!("newest is {} of {}", summary.id, time::show_seconds(summary.stopped_at));
+            Entry::ok(name, "snapshots", found)
+        }
+        None => Entry::warning(name, "snapshots", "none of this cluster", format!("Run `holdfast backup {name}`.")),
+    });
+    Ok(())
+}
+
+async fn log(
+    source: &Source,
+    info: &ServerInfo,
+    repository: &Repository,
+    checklist: &mut Checklist,
+) -> Result<(), RepositoryError> {
+    let name = source.name.as_str();
+    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
+    let view = repository.log(name, lineage).await?;
+    for timeline in view.timelines() {
+        for Gap { start, end } in view.coverage(timeline).gaps() {
+            checklist.add(Entry::warning(
+                name,
+                "log",
+                format!("timeline {} lacks {start} to {end}", timeline.get()),
+                "Recovery cannot cross the gap. Push the segments if they still exist, or take a new backup behind it.",
+            ));
+        }
+    }
+    checklist.add(match view.end(info.timeline) {
+        Some(end) => {
+            let behind = table::size(info.lsn.bytes_since(end));
+            Entry::ok(name, "log", format!("reaches {end} on timeline {}, {behind} behind the server", info.timeline.get()))
+        }
+        None => Entry::warning(
+            name,
+            "log",
+            format!("none of timeline {}", info.timeline.get()),
+            format!("Run `holdfast wal receive {name}` as a service, or set archive_command to `wal push`."),
+        ),
+    });
+    Ok(())
+}

@@ -1,0 +1,229 @@
+mod command_line;
+mod text;
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use holdfast_recovery::{ArchiveMode, Plan, RestoreOptions, Target};
+use holdfast_repository::{Keyring, Lineage};
+use holdfast_runtime::Progress;
+use holdfast_types::{Lsn, SnapshotId, Timeline};
+use jiff::tz::TimeZone;
+
+use crate::config::{Config, default_parallel};
+use crate::context::{self, Context};
+use crate::exit::Exit;
+use crate::failure::{CommandError, Doing as _, Failure};
+use crate::time;
+
+const EXAMPLES: &str = "\
+Examples:
+  holdfast restore chat --to /var/lib/postgresql/15/restored
+  holdfast restore chat --to /srv/restored --at '2026-11-21 10:15:00' --start
+  holdfast restore chat --to /srv/restored --at 2026-11-21T10:15:00Z --dry-run
+  holdfast restore chat --to /srv/restored --name before_migration --tablespace fast=/srv/fast
+  holdfast restore chat --to /srv/restored --snapshot 20261121T101500Z-5f0c2a9b";
+
+/// Brings a cluster back, as it was at any moment that the repository holds.
+///
+/// Shows its plan, restores the snapshot into an empty directory, and writes the settings with which PostgreSQL replays
+/// the log to the target and opens the database. A directory that is not wholly restored cannot be started.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Options {
+    /// The source's name.
+    source: String,
+
+    /// The directory to restore into: absent or empty.
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+
+    #[command(flatten)]
+    target: TargetOptions,
+
+    /// Follow this timeline to the target, rather than the newest.
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
+
+    /// Put a tablespace, given by its name, oid or old directory, elsewhere; may be given several times.
+    #[arg(long = "tablespace", value_name = "OLD=NEW", value_parser = tablespace)]
+    tablespaces: Vec<(String, PathBuf)>,
+
+    /// How many files are written at once.
+    #[arg(long, value_name = "N", value_parser = super::parallel)]
+    parallel: Option<usize>,
+
+    /// Whether the restored cluster archives its log as the old one did.
+    #[arg(long, value_enum, default_value_t = Archive::Off)]
+    archive_mode: Archive,
+
+    /// Start it, wait until it has replayed the log, and say which point was reached.
+    #[arg(long)]
+    start: bool,
+
+    /// Only show the plan.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Where the programs of the right PostgreSQL version are.
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+/// Where to stop replaying. Without any of these: at the end of the log.
+#[derive(Debug, Args)]
+struct TargetOptions {
+    /// The last moment to include: RFC 3339, or local time if it has no zone.
+    #[arg(long, value_name = "TIME", group = "point")]
+    at: Option<String>,
+
+    /// The last position in the log to include.
+    #[arg(long, group = "point")]
+    lsn: Option<Lsn>,
+
+    /// A restore point that pg_create_restore_point() made.
+    #[arg(long, group = "point")]
+    name: Option<String>,
+
+    /// The newest point that can be reached. This is what happens without a target.
+    #[arg(long, group = "point")]
+    latest: bool,
+
+    /// The moment this snapshot was taken; together with another target, the snapshot to start from.
+    #[arg(long, value_name = "ID")]
+    snapshot: Option<SnapshotId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Archive {
+    /// It does not: right for a copy, which must not mix its log with that of the original.
+    Off,
+    /// It does: for a cluster that takes the place of the old one.
+    Preserve,
+}
+
+fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && new.starts_with('/') => Ok((old.to_owned(), new.into())),
+        _ => Err("expected OLD=NEW, where NEW is an absolute path".to_owned()),
+    }
+}
+
+/// Says what to recover to, and how a time was understood.
+fn target(options: &TargetOptions) -> Result<(Target, Option<SnapshotId>, Option<String>), Failure> {
+    let TargetOptions { at, lsn, name, latest, snapshot } = options;
+    let base = snapshot.clone();
+    Ok(match (at, lsn, name, latest, snapshot) {
+        (Some(text), ..) => {
+            let understood = time::parse(text, &TimeZone::system())
+                .map_err(|problem| CommandError::Usage { problem: format!("--at: {problem}"), hint: None })?;
+            let zone = understood.zone.map(|zone| format!(" ({zone})")).unwrap_or_default();
+            let remark = format!("`{text}` is taken as {}{zone}", time::show(understood.at));
+            (Target::Time(understood.at), base, Some(remark))
+        }
+        (_, Some(lsn), ..) => (Target::Lsn(*lsn), base, None),
+        (_, _, Some(name), ..) => (Target::Name(name.clone()), base, None),
+        (.., false, Some(id)) => (Target::Snapshot(id.clone()), None, None),
+        _ => (Target::Latest, base, None),
+    })
+}
+
+pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
+    let config = context.config()?;
+    let settings = config.repository_of(&options.source)?;
+    let (target, base, remark) = target(&options.target)?;
+    if !options.dry_run {
+        context::usable_unattended(settings)?;
+    }
+    let keyring = context.keyring(settings).await?;
+    let timeline = options.timeline.map(Timeline::new);
+    let plan = holdfast_recovery::plan(&keyring, &options.source, target, base, timeline);
+    let plan = crate::signals::droppable(&context.cancel, async { Ok(plan.await?) }).await;
+    let plan = plan.doing(|| format!("could not plan the recovery of `{}`", options.source))?;
+    if let Some(remark) = &remark {
+        context.output.note(remark);
+    }
+    if options.dry_run {
+        context.output.result(&serde_json::json!({ "plan": plan }), || text::plan(&plan, &options.to))?;
+        return Ok(Exit::Done);
+    }
+    context.output.note(text::plan(&plan, &options.to).trim_end());
+    carry_out(context, &config, &keyring, &plan, options).await
+}
+
+async fn carry_out(
+    context: &Context,
+    config: &Config,
+    keyring: &Keyring,
+    plan: &Plan,
+    options: Options,
+) -> Result<Exit, Failure> {
+    let Options { source, to, tablespaces, parallel, archive_mode, start, bin_dir, .. } = options;
+    let to = std::path::absolute(&to).map_err(CommandError::file("find", &to))?;
+    let lineage = Lineage { system_id: plan.snapshot.system_id, segment_size: plan.snapshot.segment_size };
+    let restore_options = RestoreOptions {
+        to: to.clone(),
+        parallel: parallel.unwrap_or_else(default_parallel),
+        tablespaces,
+        archive_mode: match archive_mode {
+            Archive::Off => ArchiveMode::Off,
+            Archive::Preserve => ArchiveMode::Preserve,
+        },
+        restore_command: command_line::restore_command(&config.path, &source, lineage)?,
+        bin_directory: bin_dir,
+        config_to: None,
+    };
+    let progress = Progress::new();
+    let shown = context.show(&progress);
+    let report = holdfast_recovery::restore(keyring, plan, &restore_options, &progress, &context.cancel).await;
+    drop(shown);
+    let report = report.doing(|| format!("could not restore `{source}` to {}", to.display()))?;
+    let reached = if start {
+        let progress = Progress::new();
+        let shown = context.show(&progress);
+        let reached = holdfast_recovery::start(plan, &restore_options, &progress, &context.cancel).await;
+        drop(shown);
+        Some(reached.doing(|| format!("restored `{source}` to {}, and could not start it", to.display()))?)
+    } else {
+        None
+    };
+    let result = text::Result { plan, report: &report, reached: reached.as_ref(), to: &to };
+    context.output.result(&result.json(), || result.text())?;
+    if archive_mode == Archive::Off {
+        context.output.note(
+            "Archiving is off in the restored cluster. If it takes the place of the old one, set `archive_mode` and \
+             take a backup.",
+        );
+    }
+    Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Losses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> TargetOptions {
+        TargetOptions { at: None, lsn: None, name: None, latest: false, snapshot: None }
+    }
+
+    #[test]
+    fn targets() {
+        let id: SnapshotId = "20261121T101500Z-5f0c2a9b".parse().unwrap();
+        let chosen = |options: TargetOptions| target(&options).unwrap();
+        assert!(matches!(chosen(options()), (Target::Latest, None, None)));
+        let (target_only, base, _) = chosen(TargetOptions { snapshot: Some(id.clone()), ..options() });
+        assert!(matches!(target_only, Target::Snapshot(_)) && base.is_none());
+        let (latest, base, _) = chosen(TargetOptions { latest: true, snapshot: Some(id.clone()), ..options() });
+        assert!(matches!(latest, Target::Latest) && base == Some(id));
+        let (at, _, remark) = chosen(TargetOptions { at: Some("2026-11-21T11:15:00+01:00".into()), ..options() });
+        assert!(matches!(at, Target::Time(at) if time::show(at) == "2026-11-21 10:15:00Z"));
+        assert!(remark.unwrap().contains("2026-11-21 10:15:00Z"));
+        assert!(target(&TargetOptions { at: Some("soon".into()), ..options() }).is_err());
+    }
+
+    #[test]
+    fn tablespaces_are_pairs() {
+        assert_eq!(tablespace("fast=/srv/fast"), Ok(("fast".into(), "/srv/fast".into())));
+        assert!(tablespace("fast").is_err() && tablespace("fast=relative").is_err() && tablespace("=/x").is_err());
+    }
+}

@@ -1,0 +1,57 @@
+//! The `restore_command` of a restored cluster.
+
+use std::path::Path;
+
+use holdfast_repository::Lineage;
+
+use crate::failure::{CommandError, Failure};
+
+/// Runs this same program, with this same configuration, wherever PostgreSQL's shell is.
+pub(super) fn restore_command(config: &Path, source: &str, lineage: Lineage) -> Result<String, Failure> {
+    let program = std::env::current_exe().map_err(CommandError::file("find this program:", Path::new("holdfast")))?;
+    let program = quote(&program)?;
+    let config = quote(config)?;
+    Ok(format!("{program} --config {config} wal get {source} %f \"%p\" --partial --lineage {lineage}"))
+}
+
+/// For a shell, and for PostgreSQL, to which `%` means something.
+fn quote(path: &Path) -> Result<String, Failure> {
+    let Some(text) = path.to_str().filter(|text| !text.contains(['\n', '\0'])) else {
+        let problem = format!("{} cannot be written into restore_command", path.display());
+        return Err(CommandError::usage(problem, "Use a path of plain text.").into());
+    };
+    let text = text.replace('%', "%%");
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+%".contains(c);
+    Ok(if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_shell_gets_the_path_back() {
+        for path in ["/etc/holdfast/holdfast.toml", "/a b/$HOME/it's.toml", "/100%/x", "/`id`/\"x\""] {
+            let quoted = quote(Path::new(path)).unwrap().replace("%%", "%");
+            let output = Command::new("sh").arg("-c").arg(format!("printf %s {quoted}")).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), path);
+        }
+        assert!(quote(Path::new("/a\nb")).is_err());
+    }
+
+    #[test]
+    fn the_command_is_one_that_wal_get_takes() {
+        let lineage: Lineage = "7412345678901234567-16".parse().unwrap();
+        let command = restore_command(Path::new("/etc/holdfast/holdfast.toml"), "chat", lineage).unwrap();
+        assert!(
+            command.ends_with(
+                " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --lineage 7412345678901234567-16"
+            ),
+            "{command}"
+        );
+        let words = command.replace('"', "");
+        let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();
+        assert!(crate::cli::parse(&words).is_ok());
+    }
+}
