@@ -19,13 +19,13 @@ use holdfast_postgres::conninfo::ConnInfo;
 use holdfast_postgres::server::{Right, ServerInfo, check_rights};
 use holdfast_repository::{Epoch, Lineage, Repository, random};
 use holdfast_runtime::{Cancel, Phase, Progress, RateLimit};
-use holdfast_types::{ByteSize, Lsn, Micros, SnapshotId};
+use holdfast_types::{ByteSize, Lsn, Micros, Segment, SnapshotId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::assemble::{assemble, pack_sizes};
 use crate::receive::{ReceiveOptions, ReceiveStatus, receive};
-use crate::scan::{FileTask, Scan, scan};
+use crate::scan::{FileTask, Other, Scan, scan};
 use crate::worker::{FullPack, Output, Shared, work};
 use crate::{BackupError, ReceiveError};
 
@@ -146,7 +146,7 @@ async fn run(
         backup_label: stop.backup_label,
         tablespace_map: stop.tablespace_map,
         pg_control,
-        tablespaces: tablespaces(info),
+        tablespaces: tablespaces(info, &listed),
         owner: owner(&data_directory)?,
         data_directory: data_directory.display().to_string(),
         config_files: config.iter().map(|path| path.display().to_string()).collect(),
@@ -197,8 +197,7 @@ fn find_data_directory(options: &BackupOptions, info: &ServerInfo) -> Result<Pat
     let told = info.files.data_directory.as_ref().map(PathBuf::from);
     let path = options.data_directory.clone().or(told).ok_or(BackupError::DataDirectoryUnknown)?;
     let control = path.join("global/pg_control");
-    let bytes =
-        std::fs::read(&control).map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
+    let bytes = std::fs::read(&control).map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
     // It may be torn at this moment; the identifier stands at its very beginning and never changes.
     if let Ok(parsed) = ControlFile::parse(&bytes)
         && parsed.system_id != info.system_id
@@ -319,11 +318,7 @@ async fn watch_session(session: &mut BackupSession, cancel: &Cancel) -> BackupEr
 }
 
 /// Stores packs as they come, a few at a time.
-async fn upload(
-    epoch: Epoch,
-    mut packs: mpsc::Receiver<FullPack>,
-    parallel: usize,
-) -> Result<(), BackupError> {
+async fn upload(epoch: Epoch, mut packs: mpsc::Receiver<FullPack>, parallel: usize) -> Result<(), BackupError> {
     let mut running = tokio::task::JoinSet::new();
     while let Some(pack) = packs.recv().await {
         while running.len() >= parallel {
@@ -348,16 +343,12 @@ async fn join(
     }
 }
 
-async fn store_maps(
-    epoch: &Epoch,
-    outputs: &mut [Output],
-    listed: &Scan,
-) -> Result<(Vec<MapRef>, u64), BackupError> {
+async fn store_maps(epoch: &Epoch, outputs: &mut [Output], listed: &Scan) -> Result<(Vec<MapRef>, u64), BackupError> {
     let mut references = Vec::new();
     let mut bytes = 0;
     for map in assemble(outputs, &listed.others) {
         let entries = map.entries.len() as u64;
-        let (id, len) = epoch.put_map(&map.encode()).await?;
+        let (id, len) = epoch.put_map(&map).await?;
         bytes += len;
         references.push(MapRef { id, bytes: len, entries });
     }
@@ -378,7 +369,12 @@ fn config_files(info: &ServerInfo, data_directory: &Path) -> Vec<PathBuf> {
 fn add_config_files(listed: &mut Scan, config: &[PathBuf]) {
     use std::os::unix::ffi::OsStrExt as _;
     for path in config {
-        match std::fs::metadata(path) {
+        // `include` can give paths with `..` in them, which no map may contain.
+        let Ok(path) = std::fs::canonicalize(path) else {
+            listed.notes.push(format!("{} was left out: it is not there", path.display()));
+            continue;
+        };
+        match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => {
                 let name = [b"config".as_slice(), path.as_os_str().as_bytes()].concat();
                 listed.files.push(FileTask {
@@ -396,13 +392,15 @@ fn add_config_files(listed: &mut Scan, config: &[PathBuf]) {
     }
 }
 
-fn tablespaces(info: &ServerInfo) -> Vec<StoredTablespace> {
-    let stored = |space: &holdfast_postgres::server::Tablespace| StoredTablespace {
-        oid: space.oid,
-        name: space.name.clone(),
-        location: space.location.clone(),
+/// Those whose links were copied, also if they were made since the server was asked.
+fn tablespaces(info: &ServerInfo, listed: &Scan) -> Vec<StoredTablespace> {
+    let stored = |other: &Other| {
+        let oid = std::str::from_utf8(other.name.rsplit(|byte| *byte == b'/').next()?).ok()?.parse().ok()?;
+        let name = info.tablespaces.iter().find(|space| space.oid == oid).map(|space| space.name.clone());
+        let location = String::from_utf8_lossy(other.target.as_ref()?).into_owned();
+        Some(StoredTablespace { oid, name: name.unwrap_or_default(), location })
     };
-    info.tablespaces.iter().map(stored).collect()
+    listed.others.iter().filter_map(stored).collect()
 }
 
 fn parameters(info: &ServerInfo) -> Vec<(String, String)> {
@@ -519,9 +517,7 @@ impl LogFeed {
             if let Ok(Err(error)) = task.await {
                 return Err(BackupError::Log(Box::new(error)));
             }
-            return Err(BackupError::Log(Box::new(ReceiveError::ServerClosed {
-                source_name: options.source.clone(),
-            })));
+            return Err(BackupError::Log(Box::new(ReceiveError::ServerClosed { source_name: options.source.clone() })));
         }
         Ok(Self { own: Some(OwnReceiver { until, status, task, cancel }) })
     }
@@ -548,7 +544,10 @@ impl LogFeed {
         let begun = Instant::now();
         loop {
             let view = repository.log(&options.source, lineage).await?;
-            if view.coverage(stop.start_timeline).covers(start, stop.lsn) {
+            // Recovery reads whole segments: the one in which the backup began from its beginning.
+            let size = lineage.segment_size;
+            let first = Segment::containing(stop.start_timeline, start, size).start(size);
+            if view.coverage(stop.start_timeline).covers(first, stop.lsn) {
                 return Ok(());
             }
             if begun.elapsed() > options.log_wait || self.own.is_some() {
@@ -583,9 +582,11 @@ async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
     }
     if !received {
         let archives = client
-            .query("SELECT 1 FROM pg_catalog.pg_settings a, pg_catalog.pg_settings c \
+            .query(
+                "SELECT 1 FROM pg_catalog.pg_settings a, pg_catalog.pg_settings c \
                     WHERE a.name = 'archive_mode' AND a.setting <> 'off' \
-                    AND c.name = 'archive_command' AND c.setting LIKE '%holdfast%wal%push%'")
+                    AND c.name = 'archive_command' AND c.setting LIKE '%holdfast%wal%push%'",
+            )
             .await
             .map_err(|source| BackupError::Query { source_name: source_name(), source })?;
         received = !archives.is_empty();
@@ -593,4 +594,3 @@ async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
     client.close().await;
     Ok(received)
 }
-

@@ -16,5 +16,5 @@ mod worker;
 
 pub use error::BackupError;
 pub use full::{BackupOptions, BackupReport, full};
-pub use push::{PushOutcome, PushError, push};
+pub use push::{PushError, PushOutcome, push};
 pub use receive::{ReceiveError, ReceiveOptions, ReceiveStatus, receive};

@@ -54,12 +54,7 @@ pub enum PushError {
 }
 
 /// Archives the file at `path`, as PostgreSQL's `%p` gives it.
-pub async fn push(
-    repository: &Repository,
-    source: &str,
-    path: &Path,
-    level: i32,
-) -> Result<PushOutcome, PushError> {
+pub async fn push(repository: &Repository, source: &str, path: &Path, level: i32) -> Result<PushOutcome, PushError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if name.ends_with(".backup") {
         return Ok(PushOutcome::NotNeeded);

@@ -27,6 +27,8 @@ use tokio::sync::watch;
 
 pub use error::ReceiveError;
 
+use begin::Position;
+
 use crate::spool::Spool;
 
 /// How to receive.
@@ -90,8 +92,10 @@ struct Receiver<'a> {
     until: watch::Receiver<Option<Lsn>>,
     status: &'a watch::Sender<ReceiveStatus>,
     cancel: &'a Cancel,
-    /// What was begun anew because the server no longer had what was missing.
-    begin_after_gap: bool,
+    /// Where an earlier session of ours ended.
+    resume: Option<Position>,
+    /// The repository is away, and the spool goes on.
+    spooling: bool,
 }
 
 /// Receives until cancelled, or until `until` holds a position and the log is durable up to it.
@@ -103,13 +107,11 @@ pub async fn receive(
     cancel: &Cancel,
 ) -> Result<(), ReceiveError> {
     let spool = match &options.spool {
-        Some(path) => Some(
-            Spool::open(path).map_err(|source| ReceiveError::Spool { path: path.clone(), source })?,
-        ),
+        Some(path) => Some(Spool::open(path).map_err(|source| ReceiveError::Spool { path: path.clone(), source })?),
         None => None,
     };
     let mut receiver =
-        Receiver { repository, options, spool, epoch: None, until, status, cancel, begin_after_gap: false };
+        Receiver { repository, options, spool, epoch: None, until, status, cancel, resume: None, spooling: false };
     let mut failures = 0;
     loop {
         let before = status.borrow().durable;
@@ -137,7 +139,14 @@ pub async fn receive(
 impl Receiver<'_> {
     /// One connection, from connecting to its end.
     async fn session(&mut self) -> Result<(), ReceiveError> {
-        self.drain_spool().await?;
+        match self.drain_spool().await {
+            Ok(()) => self.spooling = false,
+            // The database may be gone for good before the repository is back: what it still sends is taken.
+            Err(error) if error.is_retryable() && self.resume.is_some() && self.epoch.is_some() => {
+                self.spooling = true;
+            }
+            Err(error) => return Err(error),
+        }
         if self.epoch.is_none() {
             self.epoch = Some(self.repository.begin_epoch().await?);
         }

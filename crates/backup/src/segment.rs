@@ -3,7 +3,7 @@
 use holdfast_format::ObjectKind;
 use holdfast_format::codec::Compressor;
 use holdfast_format::object::ObjectWriter;
-use holdfast_format::wal::{LogIndex, LogSummary, digester};
+use holdfast_format::wal::{CreatedTablespace, LogIndex, LogSummary, digester};
 use holdfast_pgformat::wal::{Event, Record};
 use holdfast_repository::{Epoch, Lineage, LogRange, Names, RepositoryError, SealedLog};
 use holdfast_store::ObjectName;
@@ -18,7 +18,8 @@ pub(crate) struct LogSealer {
     writer: ObjectWriter,
     /// Less than a frame, still plain.
     open_frame: Vec<u8>,
-    digest: Box<blake3::Hasher>,
+    /// Of whole segments only.
+    digest: Option<Box<blake3::Hasher>>,
     pub index: LogIndex,
     range: LogRange,
 }
@@ -33,7 +34,7 @@ impl LogSealer {
             writer: epoch.log_writer(kind, &name, capacity),
             name,
             open_frame: Vec::new(),
-            digest: Box::new(digester(epoch.repository().id())),
+            digest: (kind == ObjectKind::WalSegment).then(|| Box::new(digester(epoch.repository().id()))),
             index: LogIndex::default(),
             range,
         }
@@ -58,7 +59,9 @@ impl LogSealer {
     }
 
     pub(crate) fn push(&mut self, mut bytes: &[u8], compressor: &mut Compressor) {
-        self.digest.update(bytes);
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(FRAME_BYTES - self.open_frame.len()));
             self.open_frame.extend_from_slice(now);
@@ -74,7 +77,7 @@ impl LogSealer {
         if !self.open_frame.is_empty() {
             self.writer.push(&self.open_frame, compressor);
         }
-        let digest = self.digest.finalize().to_string();
+        let digest = self.digest.map(|digest| digest.finalize().to_string());
         let summary = LogSummary { start: self.range.start, end: self.range.end, digest };
         Epoch::finish_log(self.writer, self.name, &self.index, &summary, compressor)
     }
@@ -90,6 +93,22 @@ pub(crate) fn note(index: &mut LogIndex, record: &Record<'_>) {
             index.transaction(time, record.end, false);
         }
         Some(Event::RestorePoint { name, time }) => index.restore_point(name, time, record.end),
-        _ => {}
+        _ => index.tablespaces.extend(created_tablespace(record)),
     }
+}
+
+/// `RM_TBLSPC_ID` and `XLOG_TBLSPC_CREATE` (rmgrlist.h, tablespace.h): the object id, then the path as a C string.
+fn created_tablespace(record: &Record<'_>) -> Option<CreatedTablespace> {
+    const TABLESPACE: u8 = 5;
+    if record.rmgr != TABLESPACE || record.info & 0xF0 != 0 {
+        return None;
+    }
+    let (oid, path) = record.main.split_first_chunk::<4>()?;
+    let path = path.split(|byte| *byte == 0).next()?;
+    // An empty path is a tablespace in place, inside the data directory.
+    (!path.is_empty()).then(|| CreatedTablespace {
+        oid: u32::from_le_bytes(*oid),
+        location: String::from_utf8_lossy(path).into_owned(),
+        lsn: record.end,
+    })
 }

@@ -63,7 +63,6 @@ pub(crate) struct Output {
     pub packs: Vec<(PackRef, u64)>,
     /// The pack (an index into `packs`) and place of each frame.
     pub frames: Vec<(u32, FrameLocation)>,
-    pub notes: Vec<String>,
 }
 
 struct Worker {

@@ -1,7 +1,8 @@
 //! The manifest: the object whose existence makes a snapshot exist.
 //!
 //! Its public part, the [`Summary`], can be read without a key, so that an agent that may only write can still plan;
-//! it is authenticated together with the sealed part, the [`Manifest`]. Both are JSON.
+//! it is authenticated together with the sealed part, the [`Manifest`]. Both are JSON; a reader passes over
+//! fields that it does not know, so one that must not be passed over comes with a new version of the container.
 
 use holdfast_types::{Lsn, Micros, PackId, SegmentSize, SnapshotId, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,6 @@ pub enum SnapshotKind {
 
 /// What can be known of a snapshot without a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Summary {
     pub id: SnapshotId,
     pub source: String,
@@ -45,7 +45,6 @@ pub struct Summary {
 
 /// The sealed part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// Must equal the public part.
     pub summary: Summary,
@@ -74,7 +73,6 @@ pub struct Manifest {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct MapRef {
     pub id: PackId,
     pub bytes: u64,
@@ -82,14 +80,12 @@ pub struct MapRef {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PackSize {
     pub id: PackId,
     pub bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Tablespace {
     pub oid: u32,
     pub name: String,
@@ -98,7 +94,6 @@ pub struct Tablespace {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Owner {
     pub user: String,
     pub group: String,
@@ -106,7 +101,6 @@ pub struct Owner {
 
 /// A page whose content the backup could not vouch for. Its bytes are stored as they were read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DamagedPage {
     /// As in the map, `pgdata/base/5/16384.1`.
     pub path: String,

@@ -78,6 +78,12 @@ pub fn is_safe_path(path: &[u8]) -> bool {
     !path.is_empty() && path.split(|b| *b == b'/').all(|part| !matches!(part, b"" | b"." | b"..") && !part.contains(&0))
 }
 
+/// Links are believed only where PostgreSQL has them: a link anywhere else could lead a restore out of its folder.
+pub fn is_tablespace_link(path: &[u8]) -> bool {
+    let oid = path.strip_prefix(b"pgdata/pg_tblspc/").unwrap_or_default();
+    !oid.is_empty() && oid.len() <= 10 && oid.iter().all(u8::is_ascii_digit)
+}
+
 impl Map {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -193,7 +199,9 @@ fn read_frame(reader: &mut Reader<'_>, last: &Previous, packs: usize) -> Result<
     };
     let possible = (frame.pack as usize) < packs
         && frame.location.raw_len as usize <= crate::codec::FRAME_BYTES_MAX
-        && frame.location.offset < 1 << 48;
+        && frame.location.offset >= crate::object::HEADER_BYTES as u64
+        && frame.location.offset < 1 << 48
+        && frame.location.sealed_len as usize >= crate::object::TAG_BYTES;
     if possible { Ok(frame) } else { Err(beyond) }
 }
 
@@ -226,7 +234,8 @@ fn read_entry(reader: &mut Reader<'_>, map: &Map, last_frame: &mut i64) -> Resul
             EntryKind::File { size, runs }
         }
         1 => EntryKind::Directory,
-        2 => EntryKind::Link { target: reader.bytes()?.to_vec() },
+        2 if is_tablespace_link(&path) => EntryKind::Link { target: reader.bytes()?.to_vec() },
+        2 => return Err(reader.malformed("a link stands where none may be")),
         _ => return Err(reader.malformed("an entry is of an unknown kind")),
     };
     Ok(Entry { path, mode, modified, kind })
@@ -250,14 +259,15 @@ fn read_run(reader: &mut Reader<'_>, frames: &[FrameRef], next_frame: &mut i64) 
     let outside = reader.malformed("a run lies outside its frame");
     let code = reader.number()?;
     if code == 0 {
-        return Ok(Run { len: reader.number()?, source: RunSource::Zeros });
+        let len = reader.number()?;
+        return if len > 0 { Ok(Run { len, source: RunSource::Zeros }) } else { Err(outside) };
     }
     let frame = next_frame.checked_add(unzigzag(code - 1)).ok_or(outside)?;
     let frame = u32::try_from(frame).map_err(|_| outside)?;
     let at = reader.u32()?;
     let len = reader.number()?;
     let raw_len = frames.get(frame as usize).ok_or(outside)?.location.raw_len;
-    if len > u64::from(raw_len) || u64::from(at) + len > u64::from(raw_len) {
+    if len == 0 || len > u64::from(raw_len) || u64::from(at) + len > u64::from(raw_len) {
         return Err(outside);
     }
     *next_frame = i64::from(frame) + 1;
@@ -270,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn frames() -> impl Strategy<Value = Vec<FrameRef>> {
-        let frame = (0u32..3, any::<u32>(), 0u64..1 << 40, 16u32..300_000, 1u32..262_145, 0u8..2);
+        let frame = (0u32..3, any::<u32>(), 72u64..1 << 40, 16u32..300_000, 1u32..262_145, 0u8..2);
         proptest::collection::vec(frame, 1..20).prop_map(|frames| {
             let frame = |(pack, index, offset, sealed_len, raw_len, codec)| FrameRef {
                 pack,
@@ -307,10 +317,17 @@ mod tests {
                         1 => EntryKind::Directory,
                         _ => EntryKind::Link { target: b"/mnt/fast".to_vec() },
                     };
+                    let path = match kind {
+                        EntryKind::Link { .. } => format!("pgdata/pg_tblspc/{}", 16384 + path.len()),
+                        _ => path,
+                    };
                     Entry { path: path.into_bytes(), mode: 0o600, modified, kind }
                 });
+                let mut entries: Vec<Entry> = entries.collect();
+                entries.sort_by(|a, b| a.path.cmp(&b.path));
+                entries.dedup_by(|a, b| a.path == b.path);
                 let pack = |n| PackRef { id: PackId::new([n; 32]), epoch: EpochId::new([n; 16]), salt: [n; 32] };
-                Map { packs: vec![pack(1), pack(2), pack(3)], entries: entries.collect(), frames }
+                Map { packs: vec![pack(1), pack(2), pack(3)], entries, frames }
             },
         )
     }

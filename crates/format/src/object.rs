@@ -23,7 +23,7 @@ pub const FORMAT_VERSION: u16 = 1;
 pub const HEADER_BYTES: usize = 72;
 /// Lengths of frame table and public part, then the hash.
 pub const TAIL_BYTES: usize = 40;
-const TAG_BYTES: usize = 16;
+pub(crate) const TAG_BYTES: usize = 16;
 const MAGIC: [u8; 4] = *b"HFST";
 /// The frame table is sealed as if it were the frame of this index.
 const TABLE_INDEX: u32 = u32::MAX;
@@ -67,8 +67,12 @@ pub struct EpochKey {
 }
 
 impl EpochKey {
-    pub const fn new(id: EpochId, key: [u8; 32]) -> Self {
-        Self { id, key }
+    /// The id is a hash of the key: nobody can offer another key under the id of an epoch.
+    pub fn new(key: [u8; 32]) -> Self {
+        let hash = blake3::derive_key("holdfast epoch id 1", &key);
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash[..16]);
+        Self { id: EpochId::new(id), key }
     }
 
     pub const fn secret(&self) -> &[u8; 32] {
@@ -109,6 +113,9 @@ impl Header {
             return Err(OpenError::NotAnObject);
         }
         let version = reader.u16_le()?;
+        if version == 0 {
+            return Err(OpenError::NotAnObject);
+        }
         if version > FORMAT_VERSION {
             return Err(OpenError::NewerFormat { version });
         }
@@ -187,7 +194,8 @@ impl ObjectKey {
         let name = if header.kind.is_named_by_hash() { "" } else { name };
         let header = header.encode();
         let mut derived = [0; 32];
-        let info = [b"holdfast object 1".as_slice(), &header[..40], name.as_bytes()];
+        // Without magic and version: a later version of the container must still open what this one sealed.
+        let info = [b"holdfast object 1".as_slice(), &header[6..40], name.as_bytes()];
         hkdf::Salt::new(hkdf::HKDF_SHA256, &header[40..])
             .extract(&key.key)
             .expand(&info, Len)
@@ -529,11 +537,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn header(kind: ObjectKind) -> Header {
-        Header { kind, repository: RepositoryId::new([1; 16]), epoch: EpochId::new([2; 16]), salt: [3; 32] }
+        Header { kind, repository: RepositoryId::new([1; 16]), epoch: key().id, salt: [3; 32] }
     }
 
     fn key() -> EpochKey {
-        EpochKey::new(EpochId::new([2; 16]), [4; 32])
+        EpochKey::new([4; 32])
     }
 
     fn expected(name: &str) -> Expected<'_> {
@@ -610,7 +618,7 @@ mod tests {
     #[test]
     fn another_key_or_a_newer_format_is_told_apart() {
         let object = sealed(&[b"hello".to_vec()], "x");
-        let other = EpochKey::new(EpochId::new([9; 16]), [4; 32]);
+        let other = EpochKey::new([9; 32]);
         assert!(matches!(
             OpenedObject::open(object.bytes.clone(), &expected("x"), &other),
             Err(OpenError::WrongEpoch { .. })

@@ -8,29 +8,39 @@ use serde::{Deserialize, Serialize};
 
 /// The public part of a segment or piece.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LogSummary {
     pub start: Lsn,
     pub end: Lsn,
-    /// BLAKE3 of the plain bytes, keyed with the repository's id (twice, to fill 32 bytes): tells an archiver that
-    /// pushes a segment again whether it is the same, without a key that opens it.
-    pub digest: String,
+    /// Of whole segments: BLAKE3 of the plain bytes, keyed with the repository's id (twice, to fill 32 bytes). It tells
+    /// an archiver that pushes a segment again whether it is the same, without a key that opens it. Pieces have none:
+    /// a piece can be so small that somebody who sees the store could guess its content and test the guess.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// Which moments and names the log of a segment or piece can be recovered to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LogIndex {
     pub commits: u64,
     pub aborts: u64,
     /// Some commits in the order of the log: the first, the last, and at least one for each second between.
     pub moments: Vec<Moment>,
     pub restore_points: Vec<RestorePoint>,
+    /// `CREATE TABLESPACE` in this log: replay makes the directory where it was, and empties what is in its way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tablespaces: Vec<CreatedTablespace>,
+}
+
+/// A tablespace that replay will create.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedTablespace {
+    pub oid: u32,
+    pub location: String,
+    pub lsn: Lsn,
 }
 
 /// A commit or abort record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Moment {
     pub at: Micros,
     /// Where the record ends.
@@ -39,7 +49,6 @@ pub struct Moment {
 
 /// What `pg_create_restore_point()` left.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RestorePoint {
     pub name: String,
     pub at: Micros,

@@ -34,8 +34,7 @@ pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     log(&globals, &command)?;
     let Globals { config: config_file, json, quiet, log_level: _ } = globals;
     let context = Context { config_file, output: Output { json, quiet }, cancel: Cancel::new() };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CommandError::Runtime)?;
     let outcome = runtime.block_on(dispatch(&context, command));
     // Nothing that still reads or writes may hold up the end.
     runtime.shutdown_background();
@@ -114,9 +113,7 @@ fn positive_size(text: &str) -> Result<ByteSize, String> {
 }
 
 fn phases_json(phases: &[(Phase, Duration)]) -> Vec<serde_json::Value> {
-    let phase = |(phase, duration): &(Phase, Duration)| {
-        serde_json::json!({ "phase": phase.0, "seconds": duration.as_secs_f64() })
-    };
+    let phase = |(phase, duration): &(Phase, Duration)| serde_json::json!({ "phase": phase.0, "seconds": duration.as_secs_f64() });
     phases.iter().map(phase).collect()
 }
 

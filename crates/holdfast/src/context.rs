@@ -29,7 +29,7 @@ impl Context {
         progress::show(progress, self.output)
     }
 
-    /// Opens a repository and holds it to its pinned recipients.
+    /// Opens a repository for writing, and holds it to its pinned recipients.
     pub(crate) async fn repository(&self, settings: &RepositorySettings) -> Result<Repository, Failure> {
         let repository = self.unpinned(settings).await?;
         if let Some(expected) = &settings.recipients {
@@ -46,30 +46,36 @@ impl Context {
         Ok(repository.with_cancel(self.cancel.clone()))
     }
 
-    /// The configured identity. Asks for its passphrase if it has one and no file does.
-    pub(crate) fn identities(&self, settings: &RepositorySettings) -> Result<Identities, Failure> {
-        let Some(path) = &settings.identity_file else {
-            return Err(CommandError::NoIdentity { repository: settings.name.clone() }.into());
-        };
-        let file = std::fs::read(path).map_err(CommandError::file("read the identity file", path))?;
-        let mut asked = Ok(());
-        let mut identities = Identities::default();
-        let outcome = identities.add_file(&file, || {
-            let answer = match &settings.identity_passphrase_file {
-                Some(path) => passphrase::from_file(path),
-                None => passphrase::ask(&format!("Passphrase of {}", path.display())),
-            };
-            answer.map_err(|error| asked = Err(error)).ok()
-        });
-        asked?;
-        outcome.doing(|| format!("could not use the identity file {}", path.display()))?;
-        Ok(identities)
-    }
-
+    /// Opens a repository for reading. Other recipients than the pinned ones are no reason to refuse a recovery.
     pub(crate) async fn keyring(&self, settings: &RepositorySettings) -> Result<Keyring, Failure> {
-        let repository = self.repository(settings).await?;
-        Ok(Keyring::new(repository, Arc::new(self.identities(settings)?)))
+        let repository = self.unpinned(settings).await?;
+        if let Some(expected) = &settings.recipients
+            && let Err(error) = repository.require_recipients(expected)
+        {
+            tracing::warn!(%error, "reading all the same");
+        }
+        Ok(Keyring::new(repository, Arc::new(identities(settings)?)))
     }
+}
+
+/// The configured identity. Asks for its passphrase if it has one and no file does.
+pub(crate) fn identities(settings: &RepositorySettings) -> Result<Identities, Failure> {
+    let Some(path) = &settings.identity_file else {
+        return Err(CommandError::NoIdentity { repository: settings.name.clone() }.into());
+    };
+    let file = std::fs::read(path).map_err(CommandError::file("read the identity file", path))?;
+    let mut asked = Ok(());
+    let mut identities = Identities::default();
+    let outcome = identities.add_file(&file, || {
+        let answer = match &settings.identity_passphrase_file {
+            Some(path) => passphrase::from_file(path),
+            None => passphrase::ask(&format!("Passphrase of {}", path.display())),
+        };
+        answer.map_err(|error| asked = Err(error)).ok()
+    });
+    asked?;
+    outcome.doing(|| format!("could not use the identity file {}", path.display()))?;
+    Ok(identities)
 }
 
 /// Whether a program without a terminal could use the identity: a protected one needs the passphrase in a file.
@@ -81,7 +87,10 @@ pub(crate) fn usable_unattended(settings: &RepositorySettings) -> Result<(), Fai
     if needs_passphrase && settings.identity_passphrase_file.is_none() {
         return Err(CommandError::usage(
             format!("PostgreSQL could not open {} while it recovers", path.display()),
-            format!("Set `identity_passphrase_file` in [repository.{}]: nobody can type the passphrase then.", settings.name),
+            format!(
+                "Set `identity_passphrase_file` in [repository.{}]: nobody can type the passphrase then.",
+                settings.name
+            ),
         )
         .into());
     }

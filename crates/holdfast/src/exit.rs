@@ -1,8 +1,9 @@
 //! What the process tells its caller by its exit code.
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::process::ExitCode;
+
+use crate::table::Lines as _;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ pub(crate) fn not_found() -> ! {
 pub(crate) fn text() -> String {
     let mut text = String::new();
     for (code, meaning) in TABLE {
-        writeln!(text, "{code:>5}  {meaning}").expect("writing to a string cannot fail");
+        text.line(format_args!("{code:>5}  {meaning}"));
     }
     text
 }
@@ -95,7 +96,7 @@ pub(crate) fn markdown() -> String {
         "# Exit codes\n\n<!-- Made by `holdfast generate exit-codes`. Do not edit. -->\n\n| Code | Meaning |\n| ---: | --- |\n",
     );
     for (code, meaning) in TABLE {
-        writeln!(text, "| {code} | {meaning} |").expect("writing to a string cannot fail");
+        text.line(format_args!("| {code} | {meaning} |"));
     }
     text.push_str(
         "\n`holdfast wal get` runs as PostgreSQL's `restore_command`. PostgreSQL takes every exit code up to 125 for \

@@ -47,6 +47,9 @@ pub(crate) enum CommandError {
     #[error("source `{source_name}` has no snapshot `{id}` in the repository in {location}")]
     NoSuchSnapshot { source_name: String, id: String, location: String },
 
+    #[error("the repository has no log of a source `{source_name}`")]
+    NoLog { source_name: String },
+
     #[error("this needs to be confirmed")]
     Unconfirmed,
 

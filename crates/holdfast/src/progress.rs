@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn lines_say_where_a_job_stands() {
         let reading = Reading { phase: Some(Phase("copying files")), done: 50 << 20, total: 200 << 20 };
-        let rate = (25 << 20) as f64;
+        let rate = f64::from(25 << 20);
         assert_eq!(text_line(reading, rate), "copying files: 50.0 MiB of 200.0 MiB (25 %), 25.0 MiB/s, 6.00 s left");
         assert_eq!(text_line(Reading { total: 0, ..reading }, rate), "copying files: 50.0 MiB, 25.0 MiB/s");
         assert!(!text_line(reading, 0.0).contains("left"));

@@ -2,6 +2,7 @@
 
 mod classify;
 mod database;
+mod jobs;
 
 use std::error::Error;
 
@@ -56,8 +57,10 @@ pub(crate) fn in_one_line(error: &(dyn Error + 'static)) -> (String, Option<Stri
 
 fn report(failure: &(dyn Error + 'static)) -> (Report, Exit) {
     let mut chain = vec![failure];
-    while let Some(cause) = chain.last().and_then(|error| error.source()) {
+    let mut last = failure;
+    while let Some(cause) = last.source() {
         chain.push(cause);
+        last = cause;
     }
     // The outermost that somebody knows decides: it has the most context.
     let known = chain.iter().find_map(|error| classify::classify(*error)).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Plain tables: columns two spaces apart.
 
+use std::fmt;
 use std::time::Duration;
 
 use holdfast_types::ByteSize;
@@ -27,7 +28,8 @@ impl Table {
 
     pub(crate) fn text(&self) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+        let width =
+            |column: usize| self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
         let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
         let mut text = String::new();
         for row in &self.rows {
@@ -47,6 +49,18 @@ impl Table {
             text.push('\n');
         }
         text
+    }
+}
+
+/// Text that is made line by line.
+pub(crate) trait Lines {
+    fn line(&mut self, line: fmt::Arguments<'_>);
+}
+
+impl Lines for String {
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        fmt::Write::write_fmt(self, line).expect("writing to a string cannot fail");
+        self.push('\n');
     }
 }
 

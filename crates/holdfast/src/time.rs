@@ -62,7 +62,9 @@ mod tests {
         let zone = TimeZone::get("Europe/Rome").unwrap();
         let at = |text: &str| parse(text, &zone).map(|understood| show(understood.at));
         let expected = Ok("2026-11-21 10:15:00Z".to_owned());
-        for text in ["2026-11-21T10:15:00Z", "2026-11-21 10:15:00Z", "2026-11-21 11:15:00+01:00", "2026-11-21 11:15:00+01"] {
+        for text in
+            ["2026-11-21T10:15:00Z", "2026-11-21 10:15:00Z", "2026-11-21 11:15:00+01:00", "2026-11-21 11:15:00+01"]
+        {
             assert_eq!(at(text), expected, "{text}");
             assert_eq!(parse(text, &zone).unwrap().zone, None, "{text}");
         }

@@ -260,14 +260,7 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared, whole: mpsc::SyncSender<u32>) -> Self {
-        Self {
-            shared,
-            whole,
-            open: HashMap::new(),
-            decompressor: Decompressor::new(),
-            plain: Vec::new(),
-            fetched: 0,
-        }
+        Self { shared, whole, open: HashMap::new(), decompressor: Decompressor::new(), plain: Vec::new(), fetched: 0 }
     }
 
     fn work(mut self) -> Result<u64, RestoreError> {

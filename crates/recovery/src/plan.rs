@@ -3,9 +3,9 @@
 use std::fmt;
 
 use holdfast_format::manifest::{Manifest, Summary};
-use holdfast_format::wal::Moment;
+use holdfast_format::wal::{CreatedTablespace, Moment};
 use holdfast_repository::{Keyring, Lineage, LogView};
-use holdfast_types::{Lsn, Micros, SnapshotId, Timeline};
+use holdfast_types::{Lsn, Micros, Segment, SnapshotId, Timeline};
 
 use crate::RestoreError;
 use crate::points::Path;
@@ -58,6 +58,8 @@ pub struct Plan {
     pub newest: Option<Moment>,
     /// Sealed bytes to fetch for the files.
     pub fetch_bytes: u64,
+    /// Tablespaces that replay will make where they were.
+    pub created_tablespaces: Vec<CreatedTablespace>,
     pub notes: Vec<String>,
 }
 
@@ -98,6 +100,8 @@ pub async fn plan(
         match examine(keyring, &view, &path, summary, &target).await? {
             Ok(found) => {
                 let manifest = keyring.snapshot(source, &summary.id).await?.manifest;
+                let objects = path.objects(&view, summary.timeline, summary.start_lsn, found.log_to);
+                let created_tablespaces = keyring.marks(&objects).await?.tablespaces;
                 let fetch_bytes = manifest.packs.iter().map(|pack| pack.bytes).sum();
                 return Ok(Plan {
                     source: source.to_owned(),
@@ -110,6 +114,7 @@ pub async fn plan(
                     manifest,
                     timeline,
                     fetch_bytes,
+                    created_tablespaces,
                     notes,
                 });
             }
@@ -186,6 +191,11 @@ async fn choose_timeline(
     Ok(chosen)
 }
 
+/// Recovery reads whole segments: the one in which the snapshot began from its beginning.
+fn first_segment(summary: &Summary) -> Lsn {
+    Segment::containing(summary.timeline, summary.start_lsn, summary.segment_size).start(summary.segment_size)
+}
+
 struct Found {
     stop_at: Target,
     log_to: Lsn,
@@ -204,9 +214,12 @@ async fn examine(
     if !path.history.contains(summary.timeline, summary.stop_lsn) {
         return Ok(Err(format!("snapshot {id} is not on the way to timeline {}", path.timeline())));
     }
-    let Some(reach) = path.reach(view, summary.timeline, summary.start_lsn).filter(|reach| *reach >= summary.stop_lsn)
-    else {
-        return Ok(Err(format!("log that snapshot {id} needs is missing ({} to {})", summary.start_lsn, summary.stop_lsn)));
+    let reach = path.reach(view, summary.timeline, first_segment(summary));
+    let Some(reach) = reach.filter(|reach| *reach >= summary.stop_lsn) else {
+        return Ok(Err(format!(
+            "log that snapshot {id} needs is missing ({} to {})",
+            summary.start_lsn, summary.stop_lsn
+        )));
     };
     let objects = path.objects(view, summary.timeline, summary.start_lsn, reach);
     let newest = keyring.moments(&objects).await?.last;
@@ -236,7 +249,7 @@ async fn examine(
             found(if begins_later { target.clone() } else { Target::Latest }, reach)
         }
         Target::Name(name) => {
-            let points = keyring.restore_points(&objects).await?;
+            let points = keyring.marks(&objects).await?.restore_points;
             match points.iter().find(|point| point.name == *name && point.lsn > summary.stop_lsn) {
                 Some(point) => found(target.clone(), point.lsn),
                 None => Ok(Err(format!("the log after snapshot {id} has no restore point of that name"))),
@@ -279,16 +292,14 @@ async fn nearest(
     let mut nearest = Vec::new();
     let on_path = |summary: &&Summary| {
         path.history.contains(summary.timeline, summary.stop_lsn)
-            && path
-                .reach(view, summary.timeline, summary.start_lsn)
-                .is_some_and(|reach| reach >= summary.stop_lsn)
+            && path.reach(view, summary.timeline, first_segment(summary)).is_some_and(|reach| reach >= summary.stop_lsn)
     };
     let usable: Vec<_> = candidates.iter().filter(on_path).collect();
     if let Some(first) = usable.first() {
         nearest.push(format!("the earliest reachable point is {} (LSN {})", time(first.stopped_at), first.stop_lsn));
     }
     if let Some(last) = usable.last()
-        && let Some(reach) = path.reach(view, last.timeline, last.start_lsn)
+        && let Some(reach) = path.reach(view, last.timeline, first_segment(last))
     {
         let objects = path.objects(view, last.timeline, last.start_lsn, reach);
         let commit = keyring.moments(&objects).await?.last;

@@ -51,7 +51,7 @@ pub async fn recoverable(keyring: &Keyring, source: &str) -> Result<Vec<Recovera
                 ranges: coverage.ranges,
                 first: moments.first,
                 last: moments.last,
-                restore_points: keyring.restore_points(objects).await?,
+                restore_points: keyring.marks(objects).await?.restore_points,
                 snapshots: snapshots
                     .iter()
                     .filter(|snapshot| snapshot.system_id == lineage.system_id && snapshot.timeline == timeline)
@@ -78,8 +78,9 @@ impl Path {
         timeline: Timeline,
     ) -> Result<Self, RestoreError> {
         let history = match keyring.history(source, lineage, timeline).await? {
-            Some(bytes) => TimelineHistory::parse(timeline, &bytes)
-                .map_err(|source| RestoreError::History { timeline, source })?,
+            Some(bytes) => {
+                TimelineHistory::parse(timeline, &bytes).map_err(|source| RestoreError::History { timeline, source })?
+            }
             None => TimelineHistory::root(timeline),
         };
         Ok(Self { history })

@@ -18,10 +18,10 @@ use holdfast_repository::Keyring;
 use holdfast_runtime::{Cancel, Phase, Progress};
 use holdfast_types::ByteSize;
 
+use crate::RestoreError;
 use crate::lay::{Target as FileTarget, Work, lay};
 use crate::plan::{Plan, Target};
 use crate::settings::{Recovery, adapt_main_conf};
-use crate::RestoreError;
 
 /// Whether the restored cluster goes on archiving as the old one did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,7 @@ pub async fn restore(
     let places = tablespace_places(manifest, &options.tablespaces)?;
 
     refuse_what_is_in_the_way(&options.to)?;
+    refuse_replay_into_other_directories(plan)?;
     let mut maps = Vec::new();
     for reference in &manifest.maps {
         maps.push(keyring.map(reference.id).await?);
@@ -166,6 +167,19 @@ fn refuse_what_is_in_the_way(to: &Path) -> Result<(), RestoreError> {
     Err(RestoreError::NotEmpty { path: to.to_owned() })
 }
 
+/// Replaying `CREATE TABLESPACE` empties the directory that it names (tablespace.c, `create_tablespace_directories`). On
+/// the machine of a live cluster that would be the live cluster's.
+fn refuse_replay_into_other_directories(plan: &Plan) -> Result<(), RestoreError> {
+    for created in &plan.created_tablespaces {
+        let path = PathBuf::from(&created.location);
+        if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
+            let name = format!("created at {}", created.lsn);
+            return Err(RestoreError::TablespaceInUse { oid: created.oid, name, path });
+        }
+    }
+    Ok(())
+}
+
 fn require_space(to: &Path, needed: u64) -> Result<(), RestoreError> {
     let mut existing = to;
     while !existing.exists() {
@@ -189,9 +203,8 @@ fn tablespace_places(
     manifest: &Manifest,
     wanted: &[(String, PathBuf)],
 ) -> Result<Vec<(Tablespace, PathBuf)>, RestoreError> {
-    let matches = |space: &Tablespace, key: &str| {
-        space.oid.to_string() == key || space.name == key || space.location == key
-    };
+    let matches =
+        |space: &Tablespace, key: &str| space.oid.to_string() == key || space.name == key || space.location == key;
     for (key, _) in wanted {
         if !manifest.tablespaces.iter().any(|space| matches(space, key)) {
             return Err(RestoreError::UnknownTablespace(key.clone()));
@@ -242,7 +255,8 @@ impl Layout {
             }
         }
         self.directory(&self.to, 0o700)?;
-        let text = format!("Snapshot {} is being restored here; this directory is not complete.\n", manifest.summary.id);
+        let text =
+            format!("Snapshot {} is being restored here; this directory is not complete.\n", manifest.summary.id);
         self.write(MARKER, text.as_bytes())?;
         sync(&self.to)
     }
@@ -307,9 +321,12 @@ impl Layout {
                 EntryKind::Directory => self.directory(&path, entry.mode)?,
                 EntryKind::Link { target } => {
                     let oid = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
-                    let place = places.iter().find(|(space, _)| Some(space.oid) == oid).map(|(_, place)| place.clone());
-                    let target = place.unwrap_or_else(|| PathBuf::from(std::ffi::OsStr::from_bytes(target)));
-                    std::os::unix::fs::symlink(&target, &path).map_err(RestoreError::write(&path))?;
+                    let place = places.iter().find(|(space, _)| Some(space.oid) == oid);
+                    let target = place.map(|(_, place)| place).ok_or_else(|| RestoreError::Snapshot {
+                        what: "map",
+                        why: format!("it has a link to {}, which is no tablespace", String::from_utf8_lossy(target)),
+                    })?;
+                    std::os::unix::fs::symlink(target, &path).map_err(RestoreError::write(&path))?;
                     self.chown(&path)?;
                 }
                 EntryKind::File { size, runs } => {
@@ -356,12 +373,7 @@ impl Layout {
     }
 
     /// Makes all names durable, then puts the control file in its place.
-    fn finish(
-        &self,
-        maps: &[Map],
-        places: &[(Tablespace, PathBuf)],
-        pg_control: &[u8],
-    ) -> Result<(), RestoreError> {
+    fn finish(&self, maps: &[Map], places: &[(Tablespace, PathBuf)], pg_control: &[u8]) -> Result<(), RestoreError> {
         for entry in maps.iter().flat_map(|map| &map.entries) {
             if entry.kind == EntryKind::Directory {
                 sync(&self.place(&entry.path))?;

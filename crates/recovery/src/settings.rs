@@ -43,7 +43,8 @@ impl Recovery<'_> {
             }
             let is_dropped = name_of(line).is_some_and(|name| {
                 REPLACED.contains(&name.as_str())
-                    || self.isolated && matches!(name.as_str(), "archive_mode" | "primary_conninfo" | "primary_slot_name")
+                    || self.isolated
+                        && matches!(name.as_str(), "archive_mode" | "primary_conninfo" | "primary_slot_name")
             });
             if !is_dropped {
                 text.push_str(line);
@@ -57,7 +58,8 @@ impl Recovery<'_> {
         match self.target {
             Target::Latest => {}
             Target::Time(at) => {
-                set("recovery_target_time", &time(*at));
+                // With a numeric zone: PostgreSQL 15 and older refuse a trailing Z here.
+                set("recovery_target_time", &time(*at).replace('T', " ").replace('Z', "+00"));
                 set("recovery_target_inclusive", "on");
             }
             Target::Lsn(lsn) => {
@@ -121,7 +123,7 @@ mod tests {
             text,
             "# auto\nwork_mem = '8MB'\narchive_mode = 'on'\n# Recovery settings by holdfast restore\n\
              restore_command = 'holdfast wal get ''x'' %f %p'\nrecovery_target_timeline = '3'\n\
-             recovery_target_action = 'promote'\nrecovery_target_time = '2025-11-21T09:15:00.123456Z'\n\
+             recovery_target_action = 'promote'\nrecovery_target_time = '2025-11-21 09:15:00.123456+00'\n\
              recovery_target_inclusive = 'on'\n"
         );
         // Restoring a restored cluster again gives the same, not more.

@@ -12,9 +12,9 @@ use holdfast_repository::Keyring;
 use holdfast_runtime::{Cancel, Phase, Progress};
 use holdfast_types::{Lsn, Segment, Timeline};
 
+use crate::RestoreError;
 use crate::plan::Plan;
 use crate::restore::{PREFETCH_DIRECTORY, RestoreOptions, replays_little};
-use crate::RestoreError;
 
 /// Where recovery ended.
 #[derive(Clone, Debug)]
@@ -105,8 +105,8 @@ fn end_of_recovery(data_directory: &Path, plan: &Plan) -> Result<(Timeline, Lsn,
     }
     let path = folder.join(newest.history_file());
     let bytes = std::fs::read(&path).map_err(RestoreError::write(&path))?;
-    let history = TimelineHistory::parse(newest, &bytes)
-        .map_err(|source| RestoreError::History { timeline: newest, source })?;
+    let history =
+        TimelineHistory::parse(newest, &bytes).map_err(|source| RestoreError::History { timeline: newest, source })?;
     match history.entries().last() {
         Some(entry) => Ok((newest, entry.switch, entry.reason.clone())),
         None => Ok((newest, control.checkpoint, String::new())),

@@ -5,7 +5,6 @@ use crate::Recipient;
 
 /// What a repository says of itself: the newest object under `config/`. Not secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// The version of the format that a reader must know.
     pub format: u16,

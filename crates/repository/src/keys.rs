@@ -209,7 +209,8 @@ pub(crate) fn open_epoch_key(
     // A pack id has the same shape as a key: 32 bytes in hexadecimal.
     let key: holdfast_types::PackId =
         hex.parse().map_err(|_| OpenKeyError::Damaged("the key in it is no key".to_owned()))?;
-    Ok(EpochKey::new(epoch, *key.as_bytes()))
+    let key = EpochKey::new(*key.as_bytes());
+    if key.id == epoch { Ok(key) } else { Err(OpenKeyError::Damaged("it is the key of another epoch".to_owned())) }
 }
 
 #[cfg(test)]
@@ -219,8 +220,9 @@ mod tests {
     #[test]
     fn a_key_opens_for_its_recipients_and_says_what_it_is_for() {
         let (alice, bob) = (NewIdentity::generate(None).unwrap(), NewIdentity::generate(None).unwrap());
-        let (repository, epoch) = (RepositoryId::new([1; 16]), EpochId::new([2; 16]));
-        let key = EpochKey::new(epoch, [9; 32]);
+        let repository = RepositoryId::new([1; 16]);
+        let key = EpochKey::new([9; 32]);
+        let epoch = key.id;
         let sealed = seal_epoch_key(repository, &key, std::slice::from_ref(&alice.recipient)).unwrap();
         let identities = |file: &[u8]| {
             let mut identities = Identities::default();
@@ -233,6 +235,12 @@ mod tests {
         assert!(matches!(other, Err(OpenKeyError::NoMatch)));
         let moved = open_epoch_key(repository, EpochId::new([3; 16]), &sealed, &identities(&alice.file));
         assert!(matches!(moved, Err(OpenKeyError::Damaged(_))));
+        // Recipients are public: somebody seals a key of his own and calls it that of our epoch.
+        let mut forged = EpochKey::new([7; 32]);
+        forged.id = epoch;
+        let forged = seal_epoch_key(repository, &forged, std::slice::from_ref(&alice.recipient)).unwrap();
+        let forged = open_epoch_key(repository, epoch, &forged, &identities(&alice.file));
+        assert!(matches!(forged, Err(OpenKeyError::Damaged(_))));
     }
 
     #[test]

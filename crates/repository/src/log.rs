@@ -11,7 +11,7 @@ use bytes::Bytes;
 use holdfast_format::ObjectKind;
 use holdfast_format::codec::Decompressor;
 use holdfast_format::object::{HEADER_BYTES, Header, ObjectReader, TAIL_BYTES, Tail};
-use holdfast_format::wal::{LogIndex, LogSummary, Moment, RestorePoint};
+use holdfast_format::wal::{LogIndex, LogSummary, Moment};
 use holdfast_store::{Created, ObjectName};
 use holdfast_types::{Lsn, Segment, SegmentSize, SystemId, Timeline};
 
@@ -215,6 +215,7 @@ impl Repository {
                 serde_json::from_slice::<HistorySummary>(ours).is_ok_and(|ours| ours.digest == theirs.digest)
             } else {
                 let theirs: LogSummary = self.public(&sealed.name, size).await?;
+                // A piece has no digest: its name is its range, and the log of a range is one.
                 serde_json::from_slice::<LogSummary>(ours).is_ok_and(|ours| ours == theirs)
             };
             if !same {
@@ -232,25 +233,13 @@ impl Repository {
         }
     }
 
-    /// Removes the pieces of a segment that is whole. Does nothing if it is not.
+    /// Removes the pieces of a segment that the caller itself made whole: that an object of its name exists would prove
+    /// nothing to somebody who cannot open it.
     pub async fn drop_pieces(&self, source: &str, lineage: Lineage, segment: Segment) -> Result<(), RepositoryError> {
-        if self.has_segment(source, lineage, segment).await? {
-            for piece in self.list(&Names::segment_pieces(source, lineage, segment)).await? {
-                self.store.delete(&piece.name).await?;
-            }
+        for piece in self.list(&Names::segment_pieces(source, lineage, segment)).await? {
+            self.store.delete(&piece.name).await?;
         }
         Ok(())
-    }
-
-    /// The segments of a timeline that have pieces.
-    pub async fn segments_in_pieces(
-        &self,
-        source: &str,
-        lineage: Lineage,
-        timeline: Timeline,
-    ) -> Result<Vec<Segment>, RepositoryError> {
-        let folders = self.folders(&Names::timeline_pieces(source, lineage, timeline)).await?;
-        Ok(folders.iter().filter_map(|name| Segment::parse(name, lineage.segment_size).ok()).collect())
     }
 }
 
@@ -284,7 +273,8 @@ impl Keyring {
         if range != object.range || plain.len() as u64 != range.end.bytes_since(range.start) {
             return Err(RepositoryError::content(name, "it holds another stretch of log than its name says"));
         }
-        if holdfast_format::wal::digest(self.repository().id(), &plain) != summary.digest {
+        let digest = || holdfast_format::wal::digest(self.repository().id(), &plain);
+        if summary.digest.is_some_and(|expected| expected != digest()) {
             return Err(RepositoryError::content(name, "its digest does not match its content"));
         }
         Ok((plain, index))
@@ -342,10 +332,13 @@ impl Keyring {
             range: LogRange { start: segment.start(size), end: segment.end(size) },
             size: 0,
         };
-        match self.read_log(&whole).await {
-            Err(error) if error.is_not_found() => {}
-            outcome => return outcome.map(|(bytes, _)| Some(bytes)),
-        }
+        let damaged = match self.read_log(&whole).await {
+            Ok((bytes, _)) => return Ok(Some(bytes)),
+            Err(error) if error.is_not_found() => None,
+            // Its pieces may still be there, and serve as well.
+            Err(error @ (RepositoryError::Object { .. } | RepositoryError::Content { .. })) => Some(error),
+            Err(error) => return Err(error),
+        };
         let mut bytes = Vec::new();
         let mut position = whole.range.start;
         for listed in self.repository().list(&Names::segment_pieces(source, lineage, segment)).await? {
@@ -370,7 +363,10 @@ impl Keyring {
                 }
             }
         }
-        Ok((!bytes.is_empty()).then_some(bytes))
+        match damaged {
+            Some(error) if position < whole.range.end => Err(error),
+            _ => Ok((!bytes.is_empty()).then_some(bytes)),
+        }
     }
 
     pub async fn history(
@@ -408,13 +404,17 @@ impl Keyring {
         Ok(moments)
     }
 
-    /// All named restore points in the given objects.
-    pub async fn restore_points(&self, objects: &[LogObject]) -> Result<Vec<RestorePoint>, RepositoryError> {
-        let mut points = Vec::new();
+    /// The indexes of the given objects as one, without their moments.
+    pub async fn marks(&self, objects: &[LogObject]) -> Result<LogIndex, RepositoryError> {
+        let mut marks = LogIndex::default();
         for object in objects {
-            points.extend(self.log_index(object).await?.restore_points);
+            let index = self.log_index(object).await?;
+            marks.commits += index.commits;
+            marks.aborts += index.aborts;
+            marks.restore_points.extend(index.restore_points);
+            marks.tablespaces.extend(index.tablespaces);
         }
-        Ok(points)
+        Ok(marks)
     }
 }
 

@@ -95,8 +95,12 @@ impl Names {
     /// The range that the last part of a piece's name gives.
     pub fn parse_piece(file_name: &str) -> Option<(Lsn, Lsn)> {
         let (start, end) = file_name.split_once('-')?;
-        let lsn =
-            |digits: &str| (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten().map(Lsn::new);
+        let lsn = |digits: &str| {
+            (digits.len() == 16 && !digits.contains(|c: char| c.is_ascii_lowercase()))
+                .then(|| u64::from_str_radix(digits, 16).ok())
+                .flatten()
+                .map(Lsn::new)
+        };
         let (start, end) = (lsn(start)?, lsn(end)?);
         (start < end).then_some((start, end))
     }

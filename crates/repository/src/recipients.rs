@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_format::FORMAT_VERSION;
 use holdfast_store::{Created, Listed};
 use holdfast_types::EpochId;
 
@@ -18,7 +17,7 @@ impl Repository {
         if !recipients.contains(&recipient) {
             recipients.push(recipient);
         }
-        self.change_recipients(keyring, recipients).await
+        Ok(self.change_recipients(keyring, recipients).await?.0)
     }
 
     pub async fn remove_recipient(&self, keyring: &Keyring, recipient: &Recipient) -> Result<Self, RepositoryError> {
@@ -26,39 +25,45 @@ impl Repository {
         if recipients.is_empty() {
             return Err(RepositoryError::NoRecipients);
         }
-        let changed = self.change_recipients(keyring, recipients).await?;
-        // Only now, when every key can be opened by those who stay.
-        for (epoch, sealings) in changed.sealings().await? {
-            tracing::info!(%epoch, "dropping earlier sealings of the key");
-            for earlier in sealings.iter().rev().skip(1) {
-                changed.store.delete(&earlier.name).await?;
-            }
+        let (changed, earlier) = self.change_recipients(keyring, recipients).await?;
+        // Only now, when every key can be opened by those who stay, and only what stood before our own sealing.
+        for sealing in earlier {
+            tracing::info!(name = %sealing.name, "dropping an earlier sealing of a key");
+            changed.store.delete(&sealing.name).await?;
         }
         Ok(changed)
     }
 
     /// *Crash.* The configuration changes first, so that epochs begun meanwhile have the new recipients; keys that were
     /// not yet sealed again are when the same command runs again.
-    async fn change_recipients(&self, keyring: &Keyring, recipients: Vec<Recipient>) -> Result<Self, RepositoryError> {
+    async fn change_recipients(
+        &self,
+        keyring: &Keyring,
+        recipients: Vec<Recipient>,
+    ) -> Result<(Self, Vec<Listed>), RepositoryError> {
         let current = self.reopen().await?;
         let changed = if current.config.recipients == recipients {
             current
         } else {
             let generation = current.config.generation + 1;
-            let config =
-                RepositoryConfig { format: FORMAT_VERSION, generation, recipients, ..(*current.config).clone() };
+            let config = RepositoryConfig { generation, recipients, ..(*current.config).clone() };
             if current.write_config(&config).await? == Created::Exists {
                 return Err(RepositoryError::Conflict { name: Names::config(generation).to_string() });
             }
             Self { config: Arc::new(config), ..current }
         };
+        let mut earlier = Vec::new();
         for (epoch, sealings) in changed.sealings().await? {
             let key = keyring.epoch_key(epoch).await?;
             let sealed = keys::seal_epoch_key(changed.id(), &key, &changed.config.recipients)?;
             let generation = sealings.last().map_or(1, |last| generation(last) + 1);
-            changed.create(&Names::key(epoch, generation), Bytes::from(sealed)).await?;
+            let name = Names::key(epoch, generation);
+            if changed.create(&name, Bytes::from(sealed)).await? == Created::Exists {
+                return Err(RepositoryError::Conflict { name: name.to_string() });
+            }
+            earlier.extend(sealings);
         }
-        Ok(changed)
+        Ok((changed, earlier))
     }
 
     /// The key objects of every epoch, oldest sealing first.

@@ -56,9 +56,19 @@ impl Repository {
         let configs =
             retry(Backoff::SHORT, &cancel, StoreError::is_retryable, || store.list(Names::CONFIG, None, LIST_PAGE));
         let location = store.location();
-        let newest = configs.await?.pop().ok_or(RepositoryError::NotARepository { location })?;
-        let bytes = store.read(&newest.name).await?;
-        let config = Self::decode_config(&*store, &newest.name, &bytes)?;
+        // Only names that we would give count: anything else in the folder is not ours.
+        let generation = |name: &ObjectName| {
+            let digits = name.file_name().strip_suffix(".json")?;
+            digits.parse().ok().filter(|generation| Names::config(*generation) == *name)
+        };
+        let newest = configs.await?.iter().filter_map(|listed| generation(&listed.name)).max();
+        let newest: u32 = newest.ok_or(RepositoryError::NotARepository { location })?;
+        let name = Names::config(newest);
+        let bytes = store.read(&name).await?;
+        let config = Self::decode_config(&*store, &name, &bytes)?;
+        if config.generation != newest || config.format == 0 {
+            return Err(RepositoryError::content(&name, "it is the configuration of another generation"));
+        }
         Ok(Self { store, config: Arc::new(config), cancel })
     }
 

@@ -10,7 +10,7 @@ use holdfast_format::map::{FrameRef, Map};
 use holdfast_format::object::FrameLocation;
 use holdfast_runtime::{Phase, Progress};
 use holdfast_store::{Listed, ObjectName};
-use holdfast_types::PackId;
+use holdfast_types::{PackId, Segment};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -367,7 +367,10 @@ fn check_reach(view: &LogView, snapshots: &[Summary], damaged: &BTreeSet<ObjectN
     for snapshot in snapshots.iter().filter(|snapshot| snapshot.system_id == view.lineage.system_id) {
         let affects = vec![format!("snapshot {}", snapshot.id)];
         let what = format!("log of {} from {} to {}", view.source, snapshot.start_lsn, snapshot.stop_lsn);
-        if !view.coverage(snapshot.timeline).covers(snapshot.start_lsn, snapshot.stop_lsn) {
+        // Recovery reads whole segments: the one in which the snapshot began from its beginning.
+        let size = view.lineage.segment_size;
+        let first = Segment::containing(snapshot.timeline, snapshot.start_lsn, size).start(size);
+        if !view.coverage(snapshot.timeline).covers(first, snapshot.stop_lsn) {
             report.error(&what, "the log that makes the snapshot consistent is missing", affects.clone());
         }
         let needed = view

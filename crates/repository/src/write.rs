@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use holdfast_format::codec::Compressor;
 use holdfast_format::manifest::Manifest;
+use holdfast_format::map::Map;
 use holdfast_format::object::{Header, ObjectWriter};
 use holdfast_format::wal::{LogIndex, LogSummary};
 use holdfast_format::{EpochKey, ObjectKind};
@@ -31,7 +32,7 @@ pub struct Epoch {
 impl Repository {
     /// Begins an epoch: from here on its key is in the repository, sealed to the recipients.
     pub async fn begin_epoch(&self) -> Result<Epoch, RepositoryError> {
-        let key = EpochKey::new(EpochId::new(random()), random());
+        let key = EpochKey::new(random());
         let sealed = keys::seal_epoch_key(self.id(), &key, &self.config().recipients)?;
         let name = Names::key(key.id, 1);
         match self.create(&name, Bytes::from(sealed)).await? {
@@ -72,8 +73,13 @@ impl Epoch {
         self.repository.create(&Names::pack(id), pack).await.map(drop)
     }
 
-    /// Seals and stores an encoded map; gives its name and length.
-    pub async fn put_map(&self, plain: &[u8]) -> Result<(PackId, u64), RepositoryError> {
+    /// Seals and stores a map; gives its name and length.
+    pub async fn put_map(&self, map: &Map) -> Result<(PackId, u64), RepositoryError> {
+        let plain = map.encode();
+        // What a reader would refuse must not become part of a snapshot.
+        if Map::decode(&plain).as_ref() != Ok(map) {
+            return Err(RepositoryError::content(Names::MAPS, "the map would not be readable"));
+        }
         let mut writer = ObjectWriter::new(&self.header(ObjectKind::Map), &self.key, "", plain.len() / 2);
         let mut compressor = compressor();
         for part in plain.chunks(1 << 20) {
@@ -137,7 +143,6 @@ impl Epoch {
 
 /// The public part of a timeline history.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct HistorySummary {
     pub(crate) digest: String,
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_format::ObjectKind;
 use holdfast_format::codec::Compressor;
 use holdfast_format::manifest::{Manifest, MapRef, Owner, PackSize, SnapshotKind, Summary};
 use holdfast_format::map::{Entry, EntryKind, FrameRef, Map, PackRef, Run, RunSource};
 use holdfast_format::wal::{LogIndex, LogSummary, digest};
-use holdfast_format::ObjectKind;
 use holdfast_repository::{
     Epoch, Identities, Keyring, Lineage, LogRange, Names, NewIdentity, Repository, RepositoryError, SealedLog,
     VerifyOptions, VerifyReport, verify,
@@ -48,6 +48,7 @@ fn sealed_log(epoch: &Epoch, lineage: Lineage, segment: Segment, range: LogRange
         writer.push(frame, &mut compressor);
     }
     let digest = digest(epoch.repository().id(), &plain);
+    let digest = whole.then_some(digest);
     let summary = LogSummary { start: range.start, end: range.end, digest };
     Epoch::finish_log(writer, name, &LogIndex::default(), &summary, &mut compressor).unwrap()
 }
@@ -58,8 +59,7 @@ impl Fixture {
         let folder = tempfile::tempdir().unwrap();
         let identity = NewIdentity::generate(None).unwrap();
         let store = Arc::new(Directory::new(folder.path()));
-        let repository =
-            Repository::init(store, vec![identity.recipient.clone()], Micros::new(1)).await.unwrap();
+        let repository = Repository::init(store, vec![identity.recipient.clone()], Micros::new(1)).await.unwrap();
         let lineage = Lineage { system_id: SystemId::new(77), segment_size: SegmentSize::new(MIB).unwrap() };
         let id = SnapshotId::new("20261121T101500Z", [1, 2, 3, 4]).unwrap();
         let fixture = Self { folder, repository, identity, lineage, id };
@@ -81,7 +81,7 @@ impl Fixture {
             frames: vec![FrameRef { pack: 0, location: frame }],
             entries: vec![Entry { path: b"pgdata/base/1/2".to_vec(), mode: 0o600, modified: 0, kind }],
         };
-        let (map_id, map_bytes) = epoch.put_map(&map.encode()).await.unwrap();
+        let (map_id, map_bytes) = epoch.put_map(&map).await.unwrap();
         let summary = Summary {
             id: self.id.clone(),
             source: "chat".to_owned(),
@@ -226,19 +226,20 @@ async fn a_segment_that_exists_is_the_same_or_a_conflict() {
 }
 
 #[tokio::test]
-async fn pieces_go_only_when_their_segment_is_whole() {
+async fn pieces_stand_in_for_a_whole_segment_that_is_damaged() {
     let fixture = Fixture::new().await;
-    let segment = Segment::new(Timeline::FIRST, 3);
-    fixture.repository.drop_pieces("chat", fixture.lineage, segment).await.unwrap();
-    assert_eq!(fixture.objects("pieces").len(), 1);
-    let epoch = fixture.repository.begin_epoch().await.unwrap();
     let size = fixture.lineage.segment_size;
-    let range = LogRange { start: segment.start(size), end: segment.end(size) };
-    fixture.repository.put_log(&sealed_log(&epoch, fixture.lineage, segment, range, 3)).await.unwrap();
-    fixture.repository.drop_pieces("chat", fixture.lineage, segment).await.unwrap();
-    let mut left = Vec::new();
-    collect(&fixture.folder.path().join("pieces"), &mut left);
-    assert!(left.is_empty(), "{left:?}");
+    let segment = Segment::new(Timeline::FIRST, 3);
+    let epoch = fixture.repository.begin_epoch().await.unwrap();
+    let keyring = keyring(&fixture.repository, &fixture.identity);
+    // Somebody who can create objects, and nothing else, puts garbage where the whole segment will be.
+    let name = Names::segment("chat", fixture.lineage, segment);
+    fixture.repository.store().create(&name, Bytes::from_static(b"garbage")).await.unwrap();
+    assert!(keyring.segment("chat", fixture.lineage, segment).await.is_err(), "a part must not pass for the whole");
+    let rest = LogRange { start: Lsn::new(3 * MIB + 8192), end: segment.end(size) };
+    fixture.repository.put_log(&sealed_log(&epoch, fixture.lineage, segment, rest, 3)).await.unwrap();
+    let read = keyring.segment("chat", fixture.lineage, segment).await.unwrap();
+    assert_eq!(read, Some(vec![3; MIB as usize]));
 }
 
 #[tokio::test]

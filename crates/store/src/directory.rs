@@ -109,10 +109,12 @@ fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
         return Err(io::ErrorKind::NotFound.into());
     }
     let target = root.join(name.as_str());
+    let folder = target.parent().unwrap_or(root);
     if target.exists() {
+        // Whoever made it may have died before it was durable, and our caller will rely on that.
+        sync_directory(folder)?;
         return Ok(Created::Exists);
     }
-    let folder = target.parent().unwrap_or(root);
     create_folders(root, folder)?;
     let temporary_folder = root.join(TEMPORARY);
     create_folders(root, &temporary_folder)?;
@@ -202,7 +204,7 @@ fn children(root: &Path, folder: &str) -> io::Result<Vec<(String, bool)>> {
     for entry in entries {
         let entry = entry?;
         if let Ok(name) = entry.file_name().into_string()
-            && !name.starts_with('.')
+            && ObjectName::new(name.as_str()).is_ok()
         {
             children.push((name, entry.file_type()?.is_dir()));
         }

@@ -5,7 +5,7 @@ use holdfast_postgres::client::{Client, Purpose};
 use holdfast_postgres::replication::{SlotLifetime, SlotReserve, WalStatus};
 use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::{Lineage, LogView, Names};
-use holdfast_types::{Lsn, Segment, Timeline};
+use holdfast_types::{Lsn, Timeline};
 
 use super::{ReceiveError, Receiver};
 
@@ -15,13 +15,7 @@ pub(super) struct Begin {
     pub lineage: Lineage,
     pub major: u32,
     pub slot: String,
-    pub timeline: Timeline,
-    /// The start of a segment.
-    pub start: Lsn,
-    /// Up to here it is all in the repository.
-    pub durable: Lsn,
-    /// The timelines behind the server's own, if it has any.
-    pub server_timeline: Timeline,
+    pub position: Position,
     pub server_end: Lsn,
 }
 
@@ -37,64 +31,36 @@ impl Receiver<'_> {
             info.map_err(|source| ReceiveError::Query { source_name: source_name(), source })?
         };
         let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
-        let mut client =
-            Client::connect(&self.options.connection, Purpose::Replication).await.map_err(connect)?;
+        let mut client = Client::connect(&self.options.connection, Purpose::Replication).await.map_err(connect)?;
         let identity = client.identify_system().await.map_err(replication)?;
         if identity.system_id != info.system_id {
             return Err(ReceiveError::OtherCluster { expected: info.system_id, found: identity.system_id });
         }
         let (slot, slot_start) = self.slot(&mut client).await?;
         let history = self.history(&mut client, lineage, identity.timeline).await?;
-        let view = self.repository.log(&self.options.source, lineage).await?;
-        self.drop_replaced_pieces(&view).await?;
-
-        let size = lineage.segment_size;
-        let floor = |timeline, lsn| Segment::containing(timeline, lsn, size).start(size);
-        let anew = slot_start.unwrap_or(identity.xlogpos);
-        let (timeline, mut start, mut durable) = match last_position(&view, history.as_ref(), identity.timeline) {
-            Some((timeline, end)) if !self.begin_after_gap => (timeline, floor(timeline, end), end),
+        let history = history.unwrap_or_else(|| TimelineHistory::root(identity.timeline));
+        let position = match &self.resume {
+            // What this receiver has put aside itself; the repository cannot be asked.
+            Some(resume) if self.spooling => resume.clone(),
             _ => {
-                let timeline = history.as_ref().map_or(identity.timeline, |history| history.timeline_at(anew));
-                (timeline, floor(timeline, anew), floor(timeline, anew))
+                let view = self.repository.log(&self.options.source, lineage).await?;
+                let anchor = slot_start.unwrap_or(identity.xlogpos);
+                let position = Position::after(&view, &history, anchor);
+                if view.end(position.timeline).is_some_and(|end| end < position.written) {
+                    tracing::error!(
+                        source = self.options.source, timeline = %position.timeline, at = %position.written,
+                        "there is a gap before this position: a new full backup is needed"
+                    );
+                }
+                position
             }
         };
-        if timeline == identity.timeline && identity.xlogpos < durable {
+        if position.timeline == identity.timeline && identity.xlogpos < position.written {
             // A standby that has not caught up yet, or a server that was set back.
-            let server_end = identity.xlogpos;
+            let (timeline, server_end, durable) = (position.timeline, identity.xlogpos, position.written);
             return Err(ReceiveError::ServerBehind { timeline, server_end, durable });
         }
-        // The segment in which an earlier timeline ended begins the next one as well.
-        if let Some(switch) = history.as_ref().and_then(|history| history.switch_point(timeline))
-            && durable >= switch
-            && timeline != identity.timeline
-        {
-            let next = history.as_ref().and_then(|history| next_timeline(history, timeline));
-            let next = next.unwrap_or(identity.timeline);
-            start = floor(next, switch);
-            durable = start;
-            return Ok(Begin {
-                client,
-                lineage,
-                major: info.major(),
-                slot,
-                timeline: next,
-                start,
-                durable,
-                server_timeline: identity.timeline,
-                server_end: identity.xlogpos,
-            });
-        }
-        Ok(Begin {
-            client,
-            lineage,
-            major: info.major(),
-            slot,
-            timeline,
-            start,
-            durable,
-            server_timeline: identity.timeline,
-            server_end: identity.xlogpos,
-        })
+        Ok(Begin { client, lineage, major: info.major(), slot, position, server_end: identity.xlogpos })
     }
 
     /// The slot to stream from, made if need be, and the oldest log that it keeps.
@@ -164,11 +130,9 @@ impl Receiver<'_> {
         let (_, bytes) = match client.timeline_history(timeline).await {
             // A server keeps the histories that it came by, not always those of timelines before.
             Err(error) if error.server_error().is_some_and(|error| error.sqlstate == "58P01") => return Ok(None),
-            outcome => {
-                outcome.map_err(|source| ReceiveError::Replication { source_name: source_name(), source })?
-            }
+            outcome => outcome.map_err(|source| ReceiveError::Replication { source_name: source_name(), source })?,
         };
-        if let Some(epoch) = &self.epoch {
+        if let Some(epoch) = self.epoch.as_ref().filter(|_| !self.spooling) {
             let name = Names::history(&self.options.source, lineage, timeline);
             self.repository.put_log(&epoch.seal_history(name, &bytes)?).await?;
         }
@@ -180,34 +144,44 @@ impl Receiver<'_> {
             }
         }
     }
-
-    /// Pieces of segments that are whole: what the receiver before us did not get to remove.
-    async fn drop_replaced_pieces(&self, view: &LogView) -> Result<(), ReceiveError> {
-        let source = &self.options.source;
-        for timeline in view.timelines() {
-            for segment in self.repository.segments_in_pieces(source, view.lineage, timeline).await? {
-                self.repository.drop_pieces(source, view.lineage, segment).await?;
-            }
-        }
-        Ok(())
-    }
 }
 
-/// The end of the repository's log on the newest timeline that the server's own history goes through.
-fn last_position(
-    view: &LogView,
-    history: Option<&TimelineHistory>,
-    server: Timeline,
-) -> Option<(Timeline, Lsn)> {
-    let is_ours = |timeline: Timeline| {
-        timeline == server || history.is_some_and(|history| history.switch_point(timeline).is_some())
-    };
-    let timeline = view.timelines().filter(|timeline| is_ours(*timeline)).max()?;
-    Some((timeline, view.end(timeline)?))
+/// How far a receiver is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    pub timeline: Timeline,
+    /// In an object, in the repository or the spool.
+    pub written: Lsn,
+    /// In the repository.
+    pub durable: Lsn,
+}
+
+impl Position {
+    /// The first position from `anchor` on that the repository does not have, along the server's own history.
+    ///
+    /// `anchor` is the oldest log that the server keeps for us: a hole that lies behind it cannot be filled, one after
+    /// it is.
+    fn after(view: &LogView, history: &TimelineHistory, anchor: Lsn) -> Self {
+        let size = view.lineage.segment_size.get();
+        let floor = |lsn: Lsn| Lsn::new(lsn.get() / size * size);
+        let mut timeline = history.timeline_at(anchor);
+        let mut from = floor(anchor);
+        loop {
+            let reach = view.coverage(timeline).reach(from).unwrap_or(from);
+            match (history.switch_point(timeline), next_timeline(history, timeline)) {
+                // The segment in which a timeline ends begins the next one as well.
+                (Some(switch), Some(next)) if reach >= switch => {
+                    from = from.max(floor(switch));
+                    timeline = next;
+                }
+                _ => return Self { timeline, written: reach, durable: reach },
+            }
+        }
+    }
 }
 
 /// The timeline that follows `timeline` on the way to the server's own.
 fn next_timeline(history: &TimelineHistory, timeline: Timeline) -> Option<Timeline> {
-    let mut entries = history.entries().iter().skip_while(|entry| entry.timeline != timeline).skip(1);
-    entries.next().map(|entry| entry.timeline)
+    let parents = history.entries().iter().map(|entry| entry.timeline);
+    parents.chain([history.timeline()]).skip_while(|other| *other != timeline).nth(1)
 }

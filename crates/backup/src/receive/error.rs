@@ -76,7 +76,9 @@ impl ReceiveError {
         match self {
             Self::Connect { source, .. } => source.is_retryable(),
             Self::Query { source, .. } => source.is_retryable(),
-            Self::Replication { source, .. } => source.is_retryable() || is_slot_in_use(source),
+            Self::Replication { source, .. } => {
+                source.is_retryable() || is_slot_in_use(source) || source.is_wal_removed()
+            }
             Self::Repository(error) => error.is_retryable() || error.is_full(),
             Self::SpoolStore(error) => error.is_retryable() || error.is_full(),
             Self::ServerClosed { .. }

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use holdfast_format::codec::Compressor;
 use holdfast_format::wal::LogIndex;
 use holdfast_pgformat::wal::WalDecoder;
+use holdfast_postgres::client::Client;
 use holdfast_postgres::replication::{Event, ReplicationStream};
 use holdfast_repository::{Epoch, Lineage, LogRange, Repository, SealedLog};
 use holdfast_types::{Lsn, Segment, Timeline};
 
-use super::begin::Begin;
+use super::begin::{Begin, Position};
 use super::{ReceiveError, Receiver};
 use crate::segment::{LogSealer, PIECE_LEVEL, note};
 use crate::spool::Spool;
@@ -24,24 +25,23 @@ const DRAIN_EVERY: Duration = Duration::from_secs(1);
 
 impl Receiver<'_> {
     pub(super) async fn stream(&mut self, begin: Begin) -> Result<(), ReceiveError> {
-        let Begin { mut client, lineage, major, slot, mut timeline, mut start, durable, server_end, .. } = begin;
-        let source_name = self.options.source.clone();
         let epoch = match &self.epoch {
             Some(epoch) => epoch.clone(),
             None => self.repository.begin_epoch().await?,
         };
+        let Begin { client, lineage, major, slot, position, server_end } = begin;
         let mut capture = Capture {
-            source: source_name.clone(),
+            source: self.options.source.clone(),
             epoch,
             lineage,
             major,
             compressor: Compressor::new(self.options.level)?,
             piece_compressor: Compressor::new(PIECE_LEVEL)?,
-            outlet: Outlet { repository: self.repository.clone(), spool: self.spool.clone(), spooling: false },
-            timeline,
-            position: start,
-            written: durable.max(start),
-            durable,
+            outlet: Outlet { repository: self.repository.clone(), spool: self.spool.clone(), spooling: self.spooling },
+            timeline: position.timeline,
+            position: position.written,
+            written: position.written,
+            durable: position.durable,
             open: None,
             piece: Vec::new(),
             piece_index: LogIndex::default(),
@@ -49,45 +49,46 @@ impl Receiver<'_> {
             decoder: None,
             server_end,
         };
-        tracing::info!(source = source_name, slot, %timeline, %start, %durable, "streaming the log");
+        let outcome = self.stream_timelines(client, &slot, &mut capture).await;
+        let Capture { timeline, written, durable, .. } = capture;
+        self.resume = Some(Position { timeline, written, durable });
+        outcome
+    }
+
+    /// One timeline after the other, each from the start of the segment where it is to go on.
+    async fn stream_timelines(
+        &mut self,
+        mut client: Client,
+        slot: &str,
+        capture: &mut Capture,
+    ) -> Result<(), ReceiveError> {
+        let source_name = || self.options.source.clone();
+        let size = capture.lineage.segment_size;
+        let mut start = Segment::containing(capture.timeline, capture.written, size).start(size);
         loop {
-            capture.begin_timeline(timeline, start);
-            let opened = client.start_physical(Some(&slot), timeline, start).await;
-            let mut stream = match opened {
-                Err(error) if error.is_wal_removed() && !self.begin_after_gap => {
-                    tracing::error!(
-                        source = source_name, %timeline, from = %durable,
-                        "the server no longer has the log that comes next: there is a gap, and a new full backup is needed"
-                    );
-                    self.begin_after_gap = true;
-                    return Err(ReceiveError::Replication { source_name, source: error }.into_gap());
-                }
-                opened => opened.map_err(|source| ReceiveError::Replication { source_name: source_name.clone(), source })?,
-            };
-            self.begin_after_gap = false;
-            match self.follow(&mut stream, &mut capture).await? {
+            let timeline = capture.timeline;
+            tracing::info!(source = self.options.source, slot, %timeline, %start, durable = %capture.durable, "streaming the log");
+            capture.begin(start);
+            let stream = client.start_physical(Some(slot), timeline, start).await;
+            let mut stream =
+                stream.map_err(|source| ReceiveError::Replication { source_name: source_name(), source })?;
+            match self.follow(&mut stream, capture).await? {
                 Ended::Done => return Ok(()),
                 Ended::Timeline { next, start: switch } => {
-                    tracing::info!(source = source_name, from = %timeline, to = %next, at = %switch, "the timeline changed");
-                    client = match stream.into_client() {
-                        Ok(client) => client,
-                        Err(_) => return Err(ReceiveError::ServerClosed { source_name }),
-                    };
-                    self.store_history(&mut client, lineage, next).await?;
-                    timeline = next;
-                    let size = lineage.segment_size;
+                    tracing::info!(source = self.options.source, from = %timeline, to = %next, at = %switch, "the timeline changed");
+                    client =
+                        stream.into_client().map_err(|_| ReceiveError::ServerClosed { source_name: source_name() })?;
+                    self.store_history(&mut client, capture.lineage, next).await?;
                     start = Segment::containing(next, switch, size).start(size);
+                    capture.timeline = next;
+                    capture.written = start;
                 }
             }
         }
     }
 
     /// Takes what the stream brings until the timeline ends or nobody wants more.
-    async fn follow(
-        &mut self,
-        stream: &mut ReplicationStream,
-        capture: &mut Capture,
-    ) -> Result<Ended, ReceiveError> {
+    async fn follow(&mut self, stream: &mut ReplicationStream, capture: &mut Capture) -> Result<Ended, ReceiveError> {
         let source_name = self.options.source.clone();
         let replication = |source| ReceiveError::Replication { source_name: source_name.clone(), source };
         let mut last_status = Instant::now();
@@ -181,16 +182,6 @@ impl Receiver<'_> {
     }
 }
 
-impl ReceiveError {
-    /// The next try begins where the slot does.
-    fn into_gap(self) -> Self {
-        match self {
-            Self::Replication { source_name, .. } => Self::ServerClosed { source_name },
-            other => other,
-        }
-    }
-}
-
 enum Ended {
     Done,
     Timeline { next: Timeline, start: Lsn },
@@ -263,11 +254,8 @@ struct Capture {
 }
 
 impl Capture {
-    fn begin_timeline(&mut self, timeline: Timeline, start: Lsn) {
-        if timeline != self.timeline {
-            self.written = start;
-        }
-        self.timeline = timeline;
+    /// From `start` on, which is at or before what is written already.
+    fn begin(&mut self, start: Lsn) {
         self.position = start;
         self.open = None;
         self.piece.clear();
@@ -306,10 +294,12 @@ impl Capture {
         debug_assert_eq!(open.segment, segment);
         open.sealer.push(bytes, &mut self.compressor);
         if let Some(decoder) = &mut self.decoder {
-            let (whole, piece) = (&mut open.sealer.index, &mut self.piece_index);
+            let (whole, piece, written) = (&mut open.sealer.index, &mut self.piece_index, self.written);
             let decoded = decoder.feed(bytes, &mut |record| {
                 note(whole, &record);
-                note(piece, &record);
+                if record.end > written {
+                    note(piece, &record);
+                }
             });
             if let Err(error) = decoded {
                 // The bytes are kept as they are; only the time index ends here.

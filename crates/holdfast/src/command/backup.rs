@@ -9,7 +9,7 @@ use holdfast_types::ByteSize;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::{Doing as _, Failure};
-use crate::table::{self, Table};
+use crate::table::{self, Lines as _, Table};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -102,10 +102,10 @@ fn text(report: &BackupReport) -> String {
     let mut text = all.text();
     text.push_str(&super::phases_text(phases));
     for note in notes {
-        text.push_str(&format!("note: {note}\n"));
+        text.line(format_args!("note: {note}"));
     }
     for page in damage {
-        text.push_str(&format!("DAMAGED: {}\n", super::show::damaged(page)));
+        text.line(format_args!("DAMAGED: {}", super::show::damaged(page)));
     }
     text
 }

@@ -62,7 +62,7 @@ async fn check_all(
         }
         let repository: Option<Repository> = storage::check(context, settings, checklist).await;
         if let Some(repository) = &repository {
-            keys::check(context, settings, repository, checklist).await;
+            keys::check(settings, repository, checklist).await;
         }
         for source in theirs {
             server::check(source, repository.as_ref(), checklist).await;

@@ -9,6 +9,7 @@ use crate::config::RepositorySettings;
 use crate::context::{self, Context};
 use crate::exit::Exit;
 use crate::failure::{CommandError, Doing as _, Failure};
+use crate::table::Lines as _;
 use crate::{passphrase, time};
 
 const EXAMPLES: &str = "\
@@ -81,7 +82,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     context.output.result(&json, || {
         let mut text = format!("made repository {} in {}\n", repository.id(), repository.location());
         for recipient in recipients {
-            text.push_str(&format!("recipient {recipient}\n"));
+            text.line(format_args!("recipient {recipient}"));
         }
         text
     })?;

@@ -1,6 +1,7 @@
 mod recipients;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use clap::{Args, Subcommand};
@@ -26,7 +27,9 @@ enum KeyCommand {
     /// Makes an identity and prints its recipient.
     ///
     /// The file is a standard age identity. It needs no configuration and no repository.
-    #[command(after_help = "Examples:\n  holdfast key create /root/holdfast-identity.txt\n  holdfast key create /root/holdfast-identity.age --passphrase")]
+    #[command(
+        after_help = "Examples:\n  holdfast key create /root/holdfast-identity.txt\n  holdfast key create /root/holdfast-identity.age --passphrase"
+    )]
     Create {
         /// The new file.
         file: PathBuf,
@@ -44,13 +47,17 @@ enum KeyCommand {
         repository: Option<String>,
     },
     /// Lets somebody else read a repository as well: all that is in it, and all that will be.
-    #[command(after_help = "Examples:\n  holdfast key add main age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p")]
+    #[command(
+        after_help = "Examples:\n  holdfast key add main age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+    )]
     Add(recipients::Change),
     /// Takes the right to read a repository away.
     ///
     /// Whoever has read or copied keys before keeps what they have: this stops them from reading what is written from
     /// now on with new keys, and from opening the keys that are in the repository.
-    #[command(after_help = "Examples:\n  holdfast key remove main age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p --dry-run\n  holdfast key remove main age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p --yes")]
+    #[command(
+        after_help = "Examples:\n  holdfast key remove main age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p --dry-run\n  holdfast key remove main age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p --yes"
+    )]
     Remove(recipients::Removal),
     /// Proves that the configured identity opens every key of a repository.
     #[command(after_help = "Examples:\n  holdfast key check\n  holdfast key check main")]
@@ -68,7 +75,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
                 None if passphrase => Some(passphrase::ask_new("Passphrase for the new identity")?),
                 None => None,
             };
-            create(context, file, passphrase)
+            create(context, &file, passphrase)
         }
         KeyCommand::List { repository } => recipients::list(context, repository.as_deref()).await,
         KeyCommand::Add(change) => recipients::add(context, change).await,
@@ -77,10 +84,10 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     }
 }
 
-fn create(context: &Context, file: PathBuf, passphrase: Option<String>) -> Result<Exit, Failure> {
+fn create(context: &Context, file: &Path, passphrase: Option<String>) -> Result<Exit, Failure> {
     let is_protected = passphrase.is_some();
     let identity = NewIdentity::generate(passphrase)?;
-    context::write_secret(&file, &identity.file)?;
+    context::write_secret(file, &identity.file)?;
     let json = serde_json::json!({ "recipient": identity.recipient, "file": file, "protected": is_protected });
     context.output.result(&json, || format!("{}\n", identity.recipient))?;
     context.output.note(&format!("The identity is in {}. Keep a copy of it elsewhere.", file.display()));
@@ -115,7 +122,8 @@ pub(crate) async fn epochs(repository: &Repository) -> Result<Vec<EpochId>, Fail
 async fn check(context: &Context, repository: Option<&str>) -> Result<Exit, Failure> {
     let config = context.config()?;
     let settings: &RepositorySettings = config.repository(repository)?;
-    let keyring: Keyring = context.keyring(settings).await?;
+    let repository = context.repository(settings).await?;
+    let keyring = Keyring::new(repository, Arc::new(context::identities(settings)?));
     let epochs = epochs(keyring.repository()).await?;
     for epoch in &epochs {
         keyring.epoch_key(*epoch).await?;

@@ -9,7 +9,7 @@ use crate::config::{Config, RepositorySettings};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::{Doing as _, Failure};
-use crate::table::{self, Table};
+use crate::table::{self, Lines as _, Table};
 use crate::time;
 
 const EXAMPLES: &str = "\
@@ -56,7 +56,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     for (settings, sources) in wanted(context, &config, options.source).await? {
         let repository = context.unpinned(settings).await?;
         for source in sources {
-            listings.push(list(context, settings, &repository, source).await?);
+            listings.push(list(settings, &repository, source).await?);
         }
     }
     context.output.result(&serde_json::json!({ "sources": listings }), || {
@@ -90,12 +90,7 @@ async fn wanted<'a>(
     Ok(wanted)
 }
 
-async fn list(
-    context: &Context,
-    settings: &RepositorySettings,
-    repository: &Repository,
-    source: String,
-) -> Result<Listing, Failure> {
+async fn list(settings: &RepositorySettings, repository: &Repository, source: String) -> Result<Listing, Failure> {
     let entries = repository.snapshots(&source).await.doing(|| format!("could not list `{source}`"))?;
     let mut listing = Listing {
         source,
@@ -115,7 +110,7 @@ async fn list(
             Err(error) => listing.broken.push(Broken { object: name.to_string(), problem: chain(&error) }),
         }
     }
-    let (stretches, sealed) = log::read(context, settings, repository, &listing.source).await?;
+    let (stretches, sealed) = log::read(settings, repository, &listing.source).await?;
     (listing.log, listing.sealed) = (stretches, sealed);
     Ok(listing)
 }
@@ -138,7 +133,8 @@ fn text(listing: &Listing) -> String {
     if summaries.is_empty() {
         text.push_str("no snapshot\n");
     } else {
-        let mut table = Table::new(&["snapshot", "kind", "taken", "size", "stored", "timeline", "log needed", "damaged"]);
+        let mut table =
+            Table::new(&["snapshot", "kind", "taken", "size", "stored", "timeline", "log needed", "damaged"]);
         for summary in summaries {
             let damaged = match summary.damaged_pages {
                 0 => "-".to_owned(),
@@ -158,12 +154,12 @@ fn text(listing: &Listing) -> String {
         text.push_str(&table.text());
     }
     for Broken { object, problem } in broken {
-        text.push_str(&format!("BROKEN: {object}: {problem}\n"));
+        text.line(format_args!("BROKEN: {object}: {problem}"));
     }
     text.push('\n');
     text.push_str(&log::text(log));
     if let Some(why) = sealed {
-        text.push_str(&format!("\nmoments and restore points are not shown: {why}\n"));
+        text.line(format_args!("\nmoments and restore points are not shown: {why}"));
     }
     text
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use holdfast_recovery::{ArchiveMode, Plan, RestoreOptions, Target};
-use holdfast_repository::{Keyring, Lineage};
+use holdfast_repository::Keyring;
 use holdfast_runtime::Progress;
 use holdfast_types::{Lsn, SnapshotId, Timeline};
 use jiff::tz::TimeZone;
@@ -68,6 +68,14 @@ pub(crate) struct Options {
     /// Where the programs of the right PostgreSQL version are.
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
+
+    /// The port of the server that is started, if not that of its configuration.
+    #[arg(long, requires = "start")]
+    port: Option<u16>,
+
+    /// The directory of the socket of the server that is started, if not that of its configuration.
+    #[arg(long, value_name = "DIR", requires = "start")]
+    socket_dir: Option<PathBuf>,
 }
 
 /// Where to stop replaying. Without any of these: at the end of the log.
@@ -123,7 +131,7 @@ fn target(options: &TargetOptions) -> Result<(Target, Option<SnapshotId>, Option
         }
         (_, Some(lsn), ..) => (Target::Lsn(*lsn), base, None),
         (_, _, Some(name), ..) => (Target::Name(name.clone()), base, None),
-        (.., false, Some(id)) => (Target::Snapshot(id.clone()), None, None),
+        (.., false, Some(_)) => (Target::Consistent, base, None),
         _ => (Target::Latest, base, None),
     })
 }
@@ -144,7 +152,9 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         context.output.note(remark);
     }
     if options.dry_run {
-        context.output.result(&serde_json::json!({ "plan": plan }), || text::plan(&plan, &options.to))?;
+        context
+            .output
+            .result(&serde_json::json!({ "plan": text::plan_json(&plan) }), || text::plan(&plan, &options.to))?;
         return Ok(Exit::Done);
     }
     context.output.note(text::plan(&plan, &options.to).trim_end());
@@ -158,9 +168,8 @@ async fn carry_out(
     plan: &Plan,
     options: Options,
 ) -> Result<Exit, Failure> {
-    let Options { source, to, tablespaces, parallel, archive_mode, start, bin_dir, .. } = options;
+    let Options { source, to, tablespaces, parallel, archive_mode, start, bin_dir, port, socket_dir, .. } = options;
     let to = std::path::absolute(&to).map_err(CommandError::file("find", &to))?;
-    let lineage = Lineage { system_id: plan.snapshot.system_id, segment_size: plan.snapshot.segment_size };
     let restore_options = RestoreOptions {
         to: to.clone(),
         parallel: parallel.unwrap_or_else(default_parallel),
@@ -169,9 +178,10 @@ async fn carry_out(
             Archive::Off => ArchiveMode::Off,
             Archive::Preserve => ArchiveMode::Preserve,
         },
-        restore_command: command_line::restore_command(&config.path, &source, lineage)?,
+        restore_command: command_line::restore_command(&config.path, &source, plan.lineage)?,
         bin_directory: bin_dir,
-        config_to: None,
+        port,
+        socket_directory: socket_dir,
     };
     let progress = Progress::new();
     let shown = context.show(&progress);
@@ -181,7 +191,7 @@ async fn carry_out(
     let reached = if start {
         let progress = Progress::new();
         let shown = context.show(&progress);
-        let reached = holdfast_recovery::start(plan, &restore_options, &progress, &context.cancel).await;
+        let reached = holdfast_recovery::start(keyring, plan, &restore_options, &progress, &context.cancel).await;
         drop(shown);
         Some(reached.doing(|| format!("restored `{source}` to {}, and could not start it", to.display()))?)
     } else {
@@ -212,7 +222,7 @@ mod tests {
         let chosen = |options: TargetOptions| target(&options).unwrap();
         assert!(matches!(chosen(options()), (Target::Latest, None, None)));
         let (target_only, base, _) = chosen(TargetOptions { snapshot: Some(id.clone()), ..options() });
-        assert!(matches!(target_only, Target::Snapshot(_)) && base.is_none());
+        assert!(matches!(target_only, Target::Consistent) && base.as_ref() == Some(&id));
         let (latest, base, _) = chosen(TargetOptions { latest: true, snapshot: Some(id.clone()), ..options() });
         assert!(matches!(latest, Target::Latest) && base == Some(id));
         let (at, _, remark) = chosen(TargetOptions { at: Some("2026-11-21T11:15:00+01:00".into()), ..options() });

@@ -6,7 +6,7 @@ use holdfast_types::SnapshotId;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::{CommandError, Doing as _, Failure};
-use crate::table::{self, Table};
+use crate::table::{self, Lines as _, Table};
 use crate::time;
 
 const EXAMPLES: &str = "\
@@ -93,9 +93,14 @@ fn text(manifest: &Manifest) -> String {
     all.row(["owner", &format!("{}:{}", manifest.owner.user, manifest.owner.group)]);
     all.row(["made by", &summary.made_by]);
     let mut text = all.text();
-    section(&mut text, "tablespaces", manifest.tablespaces.iter().map(|tablespace| {
-        format!("{} ({}) in {}", tablespace.name, tablespace.oid, tablespace.location)
-    }));
+    section(
+        &mut text,
+        "tablespaces",
+        manifest
+            .tablespaces
+            .iter()
+            .map(|tablespace| format!("{} ({}) in {}", tablespace.name, tablespace.oid, tablespace.location)),
+    );
     section(&mut text, "configuration files outside the data directory", manifest.config_files.iter().cloned());
     section(&mut text, "settings", manifest.parameters.iter().map(|(name, value)| format!("{name} = {value}")));
     section(&mut text, "DAMAGED PAGES", manifest.damage.iter().map(damaged));
@@ -110,7 +115,7 @@ pub(crate) fn damaged(page: &DamagedPage) -> String {
 fn section(text: &mut String, heading: &str, lines: impl Iterator<Item = String>) {
     let mut lines = lines.peekable();
     if lines.peek().is_some() {
-        text.push_str(&format!("\n{heading}:\n"));
-        lines.for_each(|line| text.push_str(&format!("  {line}\n")));
+        text.line(format_args!("\n{heading}:"));
+        lines.for_each(|line| text.line(format_args!("  {line}")));
     }
 }

@@ -6,7 +6,7 @@ use crate::config::{RepositorySettings, default_parallel};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::{Doing as _, Failure};
-use crate::table::{self, Table};
+use crate::table::{self, Lines as _, Table};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,10 +84,9 @@ fn text(name: &str, report: &VerifyReport) -> String {
     }
     text.push_str(&found.text());
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    text.push_str(&match errors {
-        0 => "everything can be read back\n".to_owned(),
-        1 => "1 ERROR: something that was promised cannot be read back\n".to_owned(),
-        errors => format!("{errors} ERRORS: what was promised cannot all be read back\n"),
-    });
+    match errors {
+        0 => text.push_str("everything can be read back\n"),
+        errors => text.line(format_args!("ERRORS: {errors}; what was promised cannot all be read back")),
+    }
     text
 }

@@ -1,4 +1,5 @@
 mod get;
+mod prefetch;
 mod receive;
 
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ pub(crate) enum WalCommand {
     Receive(receive::Options),
     Push(PushOptions),
     Get(get::Options),
+    #[command(hide = true)]
+    Prefetch(prefetch::Options),
 }
 
 const PUSH_EXAMPLES: &str = "\
@@ -51,6 +54,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         WalCommand::Receive(options) => receive::run(context, options).await,
         WalCommand::Push(options) => push_file(context, options).await,
         WalCommand::Get(options) => get::run(context, options).await,
+        WalCommand::Prefetch(options) => prefetch::run(context, options).await,
     }
 }
 
@@ -65,6 +69,7 @@ async fn push_file(context: &Context, options: PushOptions) -> Result<Exit, Fail
     match pushed.doing(what)? {
         PushOutcome::Stored => tracing::info!(source, path = %path.display(), "stored"),
         PushOutcome::AlreadyThere => tracing::info!(source, path = %path.display(), "was there already"),
+        PushOutcome::NotNeeded => tracing::info!(source, path = %path.display(), "nothing needs it"),
     }
     Ok(Exit::Done)
 }

@@ -1,6 +1,6 @@
 //! Every setting, in one table: the generated reference, the tests and the hints for misspelt keys come from it.
 
-use std::fmt::Write as _;
+use crate::table::Lines as _;
 
 /// One key of the configuration file.
 pub(crate) struct Setting {
@@ -169,13 +169,12 @@ pub(crate) fn markdown() -> String {
          TOML. A key that is not listed here is refused, with its line.\n\nSizes are written with B, kB, MB, GB, TB, \
          KiB, MiB, GiB or TiB; times with ms, s or min.\n",
     );
-    // Writing to a string cannot fail.
     for (table, purpose) in TABLES {
-        text.push_str(&format!("\n## [{table}]\n\n{purpose}\n"));
+        text.line(format_args!("\n## [{table}]\n\n{purpose}"));
         for setting in SETTINGS.iter().filter(|setting| setting.table == table) {
             let Setting { key, kind, default, text: meaning, example, .. } = setting;
-            text.push_str(&format!("\n### {key}\n\n{meaning}\n\n* Value: {kind}\n* If absent: {default}\n"));
-            text.push_str(&format!("* Example: `{key} = {example}`\n"));
+            text.line(format_args!("\n### {key}\n\n{meaning}\n\n* Value: {kind}\n* If absent: {default}"));
+            text.line(format_args!("* Example: `{key} = {example}`"));
         }
     }
     text.push_str("\n## Example\n\n```toml\n");
@@ -190,13 +189,12 @@ pub(crate) fn example() -> String {
     for (table, _) in TABLES {
         let table = table.replace("repository.NAME", "repository.main").replace("source.NAME", "source.chat");
         let separator = if text.is_empty() { "" } else { "\n" };
-        let written = writeln!(text, "{separator}[{table}]");
-        written.expect("writing to a string cannot fail");
+        text.line(format_args!("{separator}[{table}]"));
         let is_here = |setting: &&Setting| {
             setting.table.replace("repository.NAME", "repository.main").replace("source.NAME", "source.chat") == table
         };
         for Setting { key, example, .. } in SETTINGS.iter().filter(is_here) {
-            writeln!(text, "{key} = {example}").expect("writing to a string cannot fail");
+            text.line(format_args!("{key} = {example}"));
         }
     }
     text

@@ -53,6 +53,9 @@ mod tests {
         assert_eq!(nearest("rate-limit", known), Some("rate_limit"));
         assert_eq!(nearest("intreval", known), Some("interval"));
         assert_eq!(nearest("retention", known), None);
-        assert_eq!(for_key("interval", &["backup", "wal"]).as_deref(), Some("`interval` belongs into [source.NAME.wal]."));
+        assert_eq!(
+            for_key("interval", &["backup", "wal"]).as_deref(),
+            Some("`interval` belongs into [source.NAME.wal].")
+        );
     }
 }

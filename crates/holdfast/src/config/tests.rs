@@ -58,7 +58,7 @@ fn refusals_name_the_place_and_help() {
     let cases = [
         ("[source.chat.wal]\nintervall = \"1s\"", (4, 1), "unknown key `intervall`", "Did you mean `interval`?"),
         ("[source.chat]\ninterval = \"1s\"", (4, 1), "unknown key `interval`", "belongs into [source.NAME.wal]"),
-        ("[sauce.chat]", (3, 2), "unknown key `sauce`", "Did you mean `source`?"),
+        ("[sorce.chat]", (3, 2), "unknown key `sorce`", "Did you mean `source`?"),
         ("[source.chat.wal]\ninterval = \"500\"", (4, 12), "not a length of time", "\"500ms\""),
         ("[source.chat.wal]\ninterval = \"2min\"", (4, 12), "from 10ms to 60s", ""),
         ("[source.chat.backup]\nparallel = 0", (4, 12), "0 is not a number from 1 to 256", ""),
@@ -78,7 +78,8 @@ fn refusals_name_the_place_and_help() {
         assert_eq!((line, column), place, "{content}: {found}");
         assert!(found.contains(problem) && found_hint.contains(hint), "{content}: {found} / {found_hint}");
     }
-    let (line, _, problem, hint) = refusal("[repository.a]\npath = \"/a\"\n[repository.b]\npath = \"/b\"\n[source.chat]\n");
+    let (line, _, problem, hint) =
+        refusal("[repository.a]\npath = \"/a\"\n[repository.b]\npath = \"/b\"\n[source.chat]\n");
     assert_eq!((line, problem.as_str()), (5, "there are several repositories"));
     assert!(hint.contains("repository = "));
     assert!(refusal("[repository.a]\n").2.contains("path"));

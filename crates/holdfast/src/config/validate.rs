@@ -14,7 +14,7 @@ use holdfast_types::ByteSize;
 use toml::Spanned;
 
 use super::error::Problem;
-use super::file::{BackupToml, ConfigToml, RepositoryToml, SourceToml, Value, WalToml};
+use super::file::{BackupToml, ConfigToml, RepositoryToml, SourceToml, WalToml};
 use super::{BackupSettings, RepositorySettings, Source, WalSettings, suggest};
 
 type Repositories = BTreeMap<String, RepositorySettings>;
@@ -107,9 +107,9 @@ fn check_backup(table: &BackupToml) -> Result<BackupSettings, Problem> {
         }
     };
     Ok(BackupSettings {
-        parallel: number(parallel, 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
+        parallel: number(parallel.as_ref(), 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
         rate_limit,
-        level: number(compression_level, 1..=19)?.map_or(default.level, |level| level as i32),
+        level: number(compression_level.as_ref(), 1..=19)?.map_or(default.level, |level| level as i32),
         checkpoint,
     })
 }
@@ -134,7 +134,7 @@ fn parse<T: FromStr<Err: Display>>(value: &Spanned<String>) -> Result<T, Problem
     value.get_ref().parse().map_err(|error: T::Err| Problem::new(value.span(), error.to_string()))
 }
 
-fn number(value: &Value<i64>, range: RangeInclusive<i64>) -> Result<Option<i64>, Problem> {
+fn number(value: Option<&Spanned<i64>>, range: RangeInclusive<i64>) -> Result<Option<i64>, Problem> {
     let Some(value) = value else { return Ok(None) };
     let number = *value.get_ref();
     if range.contains(&number) {

@@ -9,7 +9,7 @@ use holdfast_repository::{IdentityError, RepositoryError};
 use holdfast_runtime::Cancelled;
 use holdfast_store::{Cause, StoreError};
 
-use super::database;
+use super::{database, jobs};
 use crate::config::ConfigError;
 use crate::exit::Exit;
 use crate::failure::CommandError;
@@ -31,7 +31,7 @@ pub(super) fn verdict(exit: Exit, hint: impl Into<String>) -> Verdict {
     Verdict { exit, hint: Some(hint.into()) }
 }
 
-fn plain(exit: Exit) -> Verdict {
+pub(super) fn plain(exit: Exit) -> Verdict {
     Verdict { exit, hint: None }
 }
 
@@ -53,6 +53,8 @@ pub(super) fn classify(error: &(dyn Error + 'static)) -> Option<Verdict> {
         database::replication(error)
     } else if let Some(error) = error.downcast_ref::<QueryError>() {
         database::query(error)
+    } else if let Some(verdict) = jobs::classify(error) {
+        Some(verdict)
     } else if error.is::<Cancelled>() {
         Some(plain(Exit::Cancelled))
     } else if let Some(error) = error.downcast_ref::<io::Error>() {
@@ -82,6 +84,7 @@ fn command(error: &CommandError) -> Option<Verdict> {
         CommandError::NoSuchSnapshot { source_name, .. } => {
             verdict(Exit::Failed, format!("`holdfast list {source_name}` shows what there is."))
         }
+        CommandError::NoLog { .. } => verdict(Exit::Failed, "Is the source's name right?"),
         CommandError::Unconfirmed => verdict(Exit::Usage, "Say --yes; --dry-run shows what would be done."),
         CommandError::Runtime(_) => plain(Exit::Failed),
     })
@@ -106,7 +109,7 @@ fn config(error: &ConfigError) -> Verdict {
     Verdict { exit: Exit::Usage, hint }
 }
 
-fn repository(error: &RepositoryError) -> Verdict {
+pub(super) fn repository(error: &RepositoryError) -> Verdict {
     match error {
         RepositoryError::Store(error) => store(error),
         RepositoryError::Identity(error) => identity(error),
@@ -131,10 +134,9 @@ fn repository(error: &RepositoryError) -> Verdict {
         RepositoryError::Object { .. } | RepositoryError::Content { .. } => {
             verdict(Exit::Failed, "`holdfast verify` finds everything that is damaged and says what it affects.")
         }
-        RepositoryError::NoIdentity => verdict(
-            Exit::WrongKey,
-            "Set `identity_file` in the [repository] table of the configuration.",
-        ),
+        RepositoryError::NoIdentity => {
+            verdict(Exit::WrongKey, "Set `identity_file` in the [repository] table of the configuration.")
+        }
         RepositoryError::WrongKey { .. } => verdict(
             Exit::WrongKey,
             "`identity_file` names an identity of somebody else. `holdfast key list` shows whose are accepted, \
@@ -201,9 +203,7 @@ fn file(error: &io::Error) -> Option<Verdict> {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Some(verdict(Exit::NoSpace, "Make room, then run the same command again."))
         }
-        io::ErrorKind::PermissionDenied => {
-            Some(verdict(Exit::Failed, "The user that runs this is not allowed to."))
-        }
+        io::ErrorKind::PermissionDenied => Some(verdict(Exit::Failed, "The user that runs this is not allowed to.")),
         _ => None,
     }
 }

@@ -67,7 +67,9 @@ pub(super) fn query(error: &QueryError) -> Option<Verdict> {
 
 fn not_allowed(server: &ServerError) -> Option<Verdict> {
     match server.sqlstate.as_str() {
-        "42501" => Some(verdict(Exit::Database, "`holdfast check` says which right the role lacks and how to give it.")),
+        "42501" => {
+            Some(verdict(Exit::Database, "`holdfast check` says which right the role lacks and how to give it."))
+        }
         "55006" => Some(verdict(
             Exit::Database,
             "Somebody else uses the slot. A receiver that has just died is noticed after `wal_sender_timeout`.",

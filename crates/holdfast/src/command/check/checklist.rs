@@ -4,7 +4,7 @@ use std::error::Error;
 
 use serde::Serialize;
 
-use crate::table::Table;
+use crate::table::{Lines as _, Table};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,11 +84,11 @@ impl Checklist {
             }
         }
         let mut text = table.text();
-        text.push_str(&match (self.count(Status::Fail), self.count(Status::Warning)) {
-            (0, 0) => "everything is in place\n".to_owned(),
-            (0, warnings) => format!("{warnings} warnings\n"),
-            (failures, warnings) => format!("{failures} FAILED, {warnings} warnings\n"),
-        });
+        match (self.count(Status::Fail), self.count(Status::Warning)) {
+            (0, 0) => text.push_str("everything is in place\n"),
+            (0, warnings) => text.line(format_args!("warnings: {warnings}")),
+            (failures, warnings) => text.line(format_args!("FAILED: {failures}, warnings: {warnings}")),
+        }
         text
     }
 }

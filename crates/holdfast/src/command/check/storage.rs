@@ -42,7 +42,8 @@ pub(super) async fn check(
 
 /// Asks for the right to write, without writing.
 fn writable(name: &str, root: &Path) -> Entry {
-    let folders = ["", Names::CONFIG, Names::KEYS, Names::PACKS, Names::MAPS, Names::SNAPSHOTS, Names::WAL, Names::PIECES];
+    let folders =
+        ["", Names::CONFIG, Names::KEYS, Names::PACKS, Names::MAPS, Names::SNAPSHOTS, Names::WAL, Names::PIECES];
     let denied = folders.iter().map(|folder| root.join(folder)).filter(|path| path.is_dir()).find_map(|path| {
         let error = eaccess(&path, AccessFlags::W_OK | AccessFlags::X_OK | AccessFlags::R_OK).err()?;
         Some(format!("{} is not writable ({})", path.display(), error.desc()))
@@ -57,7 +58,7 @@ fn space(of: &str, what: &'static str, path: &Path) -> Entry {
     let hint = "Make room before it is needed.";
     match statvfs(path) {
         Ok(state) => {
-            let (free, all) = (u64::from(state.blocks_available()), u64::from(state.blocks()).max(1));
+            let (free, all) = (state.blocks_available(), state.blocks().max(1));
             let percent = free.saturating_mul(100) / all;
             let found = format!("{} ({percent} %)", table::size(free.saturating_mul(state.fragment_size())));
             if percent < SCARCE_PERCENT { Entry::warning(of, what, found, hint) } else { Entry::ok(of, what, found) }

@@ -7,10 +7,11 @@ use clap::Args;
 use holdfast_repository::{Keyring, Recipient, Repository, RepositoryError};
 
 use crate::config::RepositorySettings;
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::exit::Exit;
 use crate::failure::{CommandError, Failure};
 use crate::output;
+use crate::table::Lines as _;
 
 #[derive(Debug, Args)]
 pub(super) struct Change {
@@ -40,13 +41,21 @@ pub(super) async fn list(context: &Context, name: Option<&str>) -> Result<Exit, 
     let recipients = &repository.config().recipients;
     let epochs = super::epochs(&repository).await?.len();
     let json = serde_json::json!({ "repository": settings.name, "recipients": recipients, "keys": epochs });
-    context.output.result(&json, || recipients.iter().map(|recipient| format!("{recipient}\n")).collect())?;
+    context.output.result(&json, || lines(recipients))?;
     if let Some(expected) = &settings.recipients
         && let Err(error) = repository.require_recipients(expected)
     {
         return Err(error.into());
     }
     Ok(Exit::Done)
+}
+
+fn lines(recipients: &[Recipient]) -> String {
+    let mut text = String::new();
+    for recipient in recipients {
+        text.line(format_args!("{recipient}"));
+    }
+    text
 }
 
 /// Opens the repository with its pin held: to what it is before the change, or to what it is after it, since the same
@@ -88,7 +97,7 @@ pub(super) async fn add(context: &Context, change: Change) -> Result<Exit, Failu
     let config = context.config()?;
     let settings = config.repository(Some(&name))?;
     let repository = open(context, settings, |recipients| with(recipients, &recipient)).await?;
-    let keyring = Keyring::new(repository.clone(), Arc::new(context.identities(settings)?));
+    let keyring = Keyring::new(repository.clone(), Arc::new(context::identities(settings)?));
     let changed = repository.add_recipient(&keyring, recipient).await?;
     done(context, settings, &changed)
 }
@@ -98,7 +107,7 @@ pub(super) async fn remove(context: &Context, removal: Removal) -> Result<Exit, 
     let config = context.config()?;
     let settings = config.repository(Some(&name))?;
     let repository = open(context, settings, |recipients| without(recipients, &recipient)).await?;
-    let identities = context.identities(settings)?;
+    let identities = context::identities(settings)?;
     let remaining = without(&repository.config().recipients, &recipient);
     // One that is gone already may have been removed by a command that died before it was done.
     if remaining.is_empty() {
@@ -151,7 +160,7 @@ fn confirmed() -> Result<bool, Failure> {
 fn done(context: &Context, settings: &RepositorySettings, changed: &Repository) -> Result<Exit, Failure> {
     let recipients = &changed.config().recipients;
     let json = serde_json::json!({ "repository": settings.name, "recipients": recipients });
-    context.output.result(&json, || recipients.iter().map(|recipient| format!("{recipient}\n")).collect())?;
+    context.output.result(&json, || lines(recipients))?;
     if let Some(pinned) = &settings.recipients
         && changed.require_recipients(pinned).is_err()
     {

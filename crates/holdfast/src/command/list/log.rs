@@ -4,23 +4,22 @@ use std::sync::Arc;
 
 use holdfast_format::wal::RestorePoint;
 use holdfast_recovery::{RecoverablePoints, TimelinePoints};
-use holdfast_repository::{Gap, Keyring, Repository};
-use holdfast_types::{Lsn, Micros, SnapshotId};
+use holdfast_repository::{Gap, Keyring, LogRange, Repository};
+use holdfast_types::{Lsn, SnapshotId, SystemId, Timeline};
 use serde::Serialize;
 
 use crate::config::RepositorySettings;
-use crate::context::Context;
+use crate::context;
 use crate::failure::{CommandError, Failure};
-use crate::table::Table;
+use crate::table::{Lines as _, Table};
 use crate::time;
 
 /// The log of one timeline of one cluster.
 #[derive(Debug, Serialize)]
 pub(super) struct Stretch {
-    lineage: String,
-    timeline: u32,
-    start: Lsn,
-    end: Lsn,
+    system_id: SystemId,
+    timeline: Timeline,
+    ranges: Vec<LogRange>,
     /// The earliest and the latest moment; absent where they are not known.
     first: Option<String>,
     last: Option<String>,
@@ -39,12 +38,11 @@ struct Named {
 
 /// The recoverable stretches, and why their moments are missing if they are.
 pub(super) async fn read(
-    context: &Context,
     settings: &RepositorySettings,
     repository: &Repository,
     source: &str,
 ) -> Result<(Vec<Stretch>, Option<String>), Failure> {
-    let identities = match context.identities(settings) {
+    let identities = match context::identities(settings) {
         Ok(identities) => identities,
         Err(error) if is_absent(&error) => {
             let why = format!("they are sealed, and {error}");
@@ -63,17 +61,15 @@ fn is_absent(error: &Failure) -> bool {
 }
 
 fn stretches(points: RecoverablePoints) -> impl Iterator<Item = Stretch> {
-    let lineage = points.lineage.to_string();
+    let system_id = points.system_id;
     points.timelines.into_iter().map(move |points| {
-        let TimelinePoints { timeline, start, end, first, last, snapshots, gaps, restore_points, .. } = points;
-        let moment = |at: Micros| time::rfc3339(at);
+        let TimelinePoints { timeline, ranges, gaps, first, last, restore_points, snapshots } = points;
         Stretch {
-            lineage: lineage.clone(),
-            timeline: timeline.get(),
-            start,
-            end,
-            first: first.map(|first| moment(first.at)),
-            last: last.map(|last| moment(last.at)),
+            system_id,
+            timeline,
+            ranges,
+            first: first.map(|first| time::rfc3339(first.at)),
+            last: last.map(|last| time::rfc3339(last.at)),
             gaps,
             snapshots,
             restore_points: restore_points.into_iter().map(named).collect(),
@@ -92,19 +88,16 @@ async fn without_key(repository: &Repository, source: &str) -> Result<Vec<Stretc
         let view = repository.log(source, lineage).await?;
         for timeline in view.timelines() {
             let coverage = view.coverage(timeline);
-            if let (Some(first), Some(last)) = (coverage.ranges.first(), coverage.ranges.last()) {
-                stretches.push(Stretch {
-                    lineage: lineage.to_string(),
-                    timeline: timeline.get(),
-                    start: first.start,
-                    end: last.end,
-                    first: None,
-                    last: None,
-                    gaps: coverage.gaps(),
-                    snapshots: Vec::new(),
-                    restore_points: Vec::new(),
-                });
-            }
+            stretches.push(Stretch {
+                system_id: lineage.system_id,
+                timeline,
+                gaps: coverage.gaps(),
+                ranges: coverage.ranges,
+                first: None,
+                last: None,
+                snapshots: Vec::new(),
+                restore_points: Vec::new(),
+            });
         }
     }
     Ok(stretches)
@@ -115,23 +108,23 @@ pub(super) fn text(stretches: &[Stretch]) -> String {
         return "no log\n".to_owned();
     }
     let moment = |at: &Option<String>| at.as_ref().map_or_else(|| "-".to_owned(), |at| at.replace('T', " "));
-    let several = stretches.iter().any(|stretch| stretch.lineage != stretches[0].lineage);
+    let several = stretches.iter().any(|stretch| stretch.system_id != stretches[0].system_id);
     let mut table = Table::new(&["timeline", "log from", "to", "first moment", "last moment", "cluster"]);
     for stretch in stretches {
         table.row([
             &stretch.timeline.to_string(),
-            &stretch.start.to_string(),
-            &stretch.end.to_string(),
+            &stretch.ranges.first().map(|range| range.start.to_string()).unwrap_or_default(),
+            &stretch.ranges.last().map(|range| range.end.to_string()).unwrap_or_default(),
             &moment(&stretch.first),
             &moment(&stretch.last),
-            &stretch.lineage,
+            &stretch.system_id.to_string(),
         ]);
     }
     let mut text = table.text();
     for stretch in stretches {
-        let of = if several { format!(" of {}", stretch.lineage) } else { String::new() };
+        let of = if several { format!(" of cluster {}", stretch.system_id) } else { String::new() };
         for Gap { start, end } in &stretch.gaps {
-            text.push_str(&format!("GAP: timeline {}{of} lacks {start} to {end}\n", stretch.timeline));
+            text.line(format_args!("GAP: timeline {}{of} lacks {start} to {end}", stretch.timeline));
         }
     }
     let mut points = Table::new(&["restore point", "at", "position", "timeline"]);

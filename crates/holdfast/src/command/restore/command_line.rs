@@ -6,12 +6,17 @@ use holdfast_repository::Lineage;
 
 use crate::failure::{CommandError, Failure};
 
+/// Where segments are fetched ahead to: in the data directory, where PostgreSQL runs its commands.
+const PREFETCH: &str = "holdfast.prefetch";
+
 /// Runs this same program, with this same configuration, wherever PostgreSQL's shell is.
 pub(super) fn restore_command(config: &Path, source: &str, lineage: Lineage) -> Result<String, Failure> {
     let program = std::env::current_exe().map_err(CommandError::file("find this program:", Path::new("holdfast")))?;
     let program = quote(&program)?;
     let config = quote(config)?;
-    Ok(format!("{program} --config {config} wal get {source} %f \"%p\" --partial --lineage {lineage}"))
+    Ok(format!(
+        "{program} --config {config} wal get {source} %f \"%p\" --partial --lineage {lineage} --prefetch {PREFETCH}"
+    ))
 }
 
 /// For a shell, and for PostgreSQL, to which `%` means something.
@@ -44,12 +49,9 @@ mod tests {
     fn the_command_is_one_that_wal_get_takes() {
         let lineage: Lineage = "7412345678901234567-16".parse().unwrap();
         let command = restore_command(Path::new("/etc/holdfast/holdfast.toml"), "chat", lineage).unwrap();
-        assert!(
-            command.ends_with(
-                " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --lineage 7412345678901234567-16"
-            ),
-            "{command}"
-        );
+        let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial \
+                        --lineage 7412345678901234567-16 --prefetch holdfast.prefetch";
+        assert!(command.ends_with(expected), "{command}");
         let words = command.replace('"', "");
         let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();
         assert!(crate::cli::parse(&words).is_ok());

@@ -1,12 +1,15 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use holdfast_pgformat::control::ControlFile;
 use holdfast_recovery::{GetOptions, GetOutcome};
-use holdfast_repository::Lineage;
+use holdfast_repository::{Keyring, Lineage};
+use holdfast_types::Segment;
 
+use super::prefetch;
 use crate::context::Context;
 use crate::exit::{self, Exit};
-use crate::failure::{Doing as _, Failure};
+use crate::failure::{CommandError, Doing as _, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,43 +32,90 @@ pub(crate) struct Options {
     file: String,
     /// Where to put it; PostgreSQL's %p.
     destination: PathBuf,
-    /// Make the last segment of what there is of it, filled up with zeros.
+    /// Of a segment that is not whole, serve what there is, filled up with zeros: for recovery to the newest point.
     #[arg(long)]
     partial: bool,
-    /// Which cluster's log, if the source has had several: system identifier and segment size in MiB.
+    /// Which cluster's log: system identifier and segment size in MiB.
+    ///
+    /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
     #[arg(long, value_name = "SYSID-MIB", value_parser = lineage)]
     lineage: Option<Lineage>,
-    /// How many segments to fetch ahead.
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    prefetch: usize,
-    /// Where to keep those fetched ahead.
+    /// Keep the next segments ready in this directory.
     #[arg(long, value_name = "DIR")]
-    prefetch_directory: Option<PathBuf>,
+    prefetch: Option<PathBuf>,
 }
 
-fn lineage(text: &str) -> Result<Lineage, String> {
+pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
     text.parse().map_err(|()| "expected a system identifier and a size in MiB, as in 7412345678901234567-16".to_owned())
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, file, destination, partial, lineage, prefetch, prefetch_directory } = options;
+    let Options { source, file, destination, partial, lineage, prefetch, .. } = options;
     let config = context.config()?;
+    let ahead =
+        prefetch.map(|directory| prefetch::Ahead { config: config.path.clone(), source: source.clone(), directory });
+    // Without the repository and without the key, which may take a second to open if a passphrase protects it.
+    if let (Some(ahead), Some(lineage)) = (&ahead, lineage)
+        && ahead.take(&file, &destination)
+    {
+        ahead.go_on(lineage, &file);
+        return Ok(Exit::Done);
+    }
     let keyring = context.keyring(config.repository_of(&source)?).await?;
     let what = || format!("could not find out about {file} of `{source}`");
+    let lineage = match lineage {
+        Some(lineage) => lineage,
+        None => find_lineage(&keyring, &source).await.doing(what)?,
+    };
     let get = GetOptions {
         source: source.clone(),
+        lineage,
         name: file.clone(),
         destination,
-        lineage,
-        prefetch,
-        prefetch_directory,
+        prefetch_directory: ahead.as_ref().map(|ahead| ahead.directory.clone()),
         partial,
     };
     match holdfast_recovery::get(&keyring, &get).await.doing(what)? {
-        GetOutcome::Fetched => Ok(Exit::Done),
+        GetOutcome::Fetched => {
+            if let Some(ahead) = &ahead {
+                ahead.go_on(lineage, &file);
+            }
+            Ok(Exit::Done)
+        }
         GetOutcome::NotFound => {
+            // A misspelt source has no log either, and that must not end a recovery.
+            if !keyring.repository().sources().await.doing(what)?.contains(&source) {
+                return Err(CommandError::NoLog { source_name: source }.into());
+            }
             tracing::info!(source, file, "the repository has no such file");
             exit::not_found()
         }
     }
+}
+
+/// The lineage of the cluster that is being recovered.
+async fn find_lineage(keyring: &Keyring, source: &str) -> Result<Lineage, Failure> {
+    match std::fs::read("global/pg_control") {
+        Ok(bytes) => {
+            let control = ControlFile::parse(&bytes)?;
+            return Ok(Lineage { system_id: control.system_id, segment_size: control.wal_segment_size });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(CommandError::file("read", Path::new("global/pg_control"))(error).into()),
+    }
+    let lineages = keyring.repository().lineages(source).await?;
+    match lineages.as_slice() {
+        [only] => Ok(*only),
+        [] => Err(CommandError::NoLog { source_name: source.to_owned() }.into()),
+        several => {
+            let names: Vec<_> = several.iter().map(ToString::to_string).collect();
+            let problem = format!("`{source}` has the log of several clusters: {}", names.join(", "));
+            Err(CommandError::usage(problem, "Say which with --lineage.").into())
+        }
+    }
+}
+
+/// The segment that a file name stands for.
+pub(super) fn segment(file: &str, lineage: Lineage) -> Option<Segment> {
+    Segment::parse(file, lineage.segment_size).ok()
 }

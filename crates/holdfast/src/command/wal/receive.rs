@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use clap::Args;
 use holdfast_backup::{ReceiveOptions, ReceiveStatus, receive};
-use holdfast_types::{Lsn, Timeline};
+use holdfast_types::Lsn;
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -55,72 +55,66 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     };
     // Nobody here asks for an end at some position.
     let (_keep, until) = watch::channel(None);
-    let (status, seen) = watch::channel(ReceiveStatus {
-        timeline: Timeline::FIRST,
-        received: Lsn::ZERO,
-        durable: Lsn::ZERO,
-        server_end: Lsn::ZERO,
-        spooled: false,
-        last_error: None,
-    });
-    let outcome = tokio::select! {
-        outcome = receive(&repository, &receive_options, until, &status, &context.cancel) => outcome,
-        failure = report(context.output, seen) => return Err(failure),
-    };
-    match outcome {
-        Ok(()) => Ok(Exit::Done),
-        Err(error) => {
-            let failed: Result<Exit, Failure> =
-                Err(error).doing(|| format!("stopped receiving the log of `{}`", source.name));
-            failed
-        }
-    }
+    let (status, seen) = watch::channel(ReceiveStatus::default());
+    // A task of its own: whoever reads the status and stops reading must not hold up the log.
+    let reporter = tokio::spawn(report(context.output, seen));
+    let outcome = receive(&repository, &receive_options, until, &status, &context.cancel).await;
+    reporter.abort();
+    outcome.doing(|| format!("could not go on receiving the log of `{}`", source.name))?;
+    Ok(Exit::Done)
 }
 
 /// What a status line says, for programs.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     at: String,
+    connected: bool,
     timeline: u32,
     received: Lsn,
     durable: Lsn,
     server_end: Lsn,
     lag_bytes: u64,
-    spooled: bool,
+    spooling: bool,
     last_error: Option<&'a str>,
 }
 
-/// Says where the receiver stands, for ever; ends only if that cannot be said any more.
-async fn report(output: Output, mut seen: watch::Receiver<ReceiveStatus>) -> Failure {
+/// Says where the receiver stands, as long as there is one.
+async fn report(output: Output, mut seen: watch::Receiver<ReceiveStatus>) {
     // Nothing is known before the first change.
     if seen.changed().await.is_err() {
-        std::future::pending::<()>().await;
+        return;
     }
     let mut ticks = tokio::time::interval(STATUS_STEP);
     loop {
         ticks.tick().await;
         let status = seen.borrow().clone();
-        let ReceiveStatus { timeline, received, durable, server_end, spooled, last_error, .. } = &status;
-        let lag = server_end.bytes_since(*durable);
+        let ReceiveStatus { connected, timeline, received, durable, server_end, spooling, last_error } = &status;
+        // Before the first connection nothing is known.
+        let lag = if *durable == Lsn::ZERO { 0 } else { server_end.bytes_since(*durable) };
         if output.json {
             let line = Line {
                 at: time::rfc3339(time::now()),
+                connected: *connected,
                 timeline: timeline.get(),
                 received: *received,
                 durable: *durable,
                 server_end: *server_end,
                 lag_bytes: lag,
-                spooled: *spooled,
+                spooling: *spooling,
                 last_error: last_error.as_deref(),
             };
-            if let Err(failure) = Output::json_line(&line) {
-                return failure;
+            if let Err(error) = Output::json_line(&line) {
+                tracing::warn!(%error, "the status could not be shown");
             }
         } else if !output.quiet {
-            let spooled = if *spooled { ", in the spool while the repository is away" } else { "" };
-            let error = last_error.as_ref().map(|error| format!(", last error: {error}")).unwrap_or_default();
+            let spooling = if *spooling { ", in the spool while the repository is away" } else { "" };
+            let away = if *connected { "" } else { ", not connected" };
+            let error = match last_error {
+                Some(error) if !*connected || !spooling.is_empty() => format!(": {error}"),
+                _ => String::new(),
+            };
             output::talk(&format!(
-                "{} timeline {} received {received}, durable {durable}, {} behind{spooled}{error}",
+                "{} timeline {} received {received}, durable {durable}, {} behind{spooling}{away}{error}",
                 time::show_seconds(time::now()),
                 timeline.get(),
                 table::size(lag),

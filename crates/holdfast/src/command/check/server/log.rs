@@ -64,7 +64,11 @@ async fn log(
     checklist.add(match view.end(info.timeline) {
         Some(end) => {
             let behind = table::size(info.lsn.bytes_since(end));
-            Entry::ok(name, "log", format!("reaches {end} on timeline {}, {behind} behind the server", info.timeline.get()))
+            Entry::ok(
+                name,
+                "log",
+                format!("reaches {end} on timeline {}, {behind} behind the server", info.timeline.get()),
+            )
         }
         None => Entry::warning(
             name,

@@ -1,0 +1,185 @@
+//! The same for errors of backups and recoveries.
+
+use std::error::Error;
+
+use holdfast_backup::{BackupError, PushError, ReceiveError};
+use holdfast_postgres::cluster::{ClusterError, FindBinariesError};
+use holdfast_recovery::{GetError, RestoreError};
+
+use super::classify::{self, Verdict, plain, verdict};
+use crate::exit::Exit;
+
+/// What is known of the jobs' errors; `None` leaves the decision to their causes.
+pub(super) fn classify(error: &(dyn Error + 'static)) -> Option<Verdict> {
+    if let Some(error) = error.downcast_ref::<BackupError>() {
+        backup(error)
+    } else if let Some(error) = error.downcast_ref::<ReceiveError>() {
+        receive(error)
+    } else if let Some(error) = error.downcast_ref::<Box<ReceiveError>>() {
+        receive(error)
+    } else if let Some(error) = error.downcast_ref::<PushError>() {
+        push(error)
+    } else if let Some(error) = error.downcast_ref::<RestoreError>() {
+        restore(error)
+    } else if let Some(error) = error.downcast_ref::<GetError>() {
+        get(error)
+    } else if let Some(error) = error.downcast_ref::<ClusterError>() {
+        cluster(error)
+    } else {
+        error.downcast_ref::<FindBinariesError>().map(binaries)
+    }
+}
+
+fn backup(error: &BackupError) -> Option<Verdict> {
+    Some(match error {
+        BackupError::Cancelled(_) => plain(Exit::Cancelled),
+        BackupError::WalLevel { .. } => {
+            verdict(Exit::Database, "Set `wal_level = replica` in postgresql.conf and restart the server.")
+        }
+        BackupError::Rights { hints, .. } => verdict(Exit::Database, hints.join("\n")),
+        BackupError::DataDirectoryUnknown => verdict(
+            Exit::Database,
+            "Set `data_directory` for the source in the configuration, or grant pg_read_all_settings to the role.",
+        ),
+        BackupError::DataDirectory { path, .. } => verdict(
+            Exit::Failed,
+            format!(
+                "Backups read the files themselves: run this where {} is, as the user that owns it or in its group.",
+                path.display()
+            ),
+        ),
+        BackupError::OtherCluster { .. } => {
+            verdict(Exit::Usage, "`connection` and `data_directory` in the configuration must be of the same cluster.")
+        }
+        BackupError::LogMissing { .. } => verdict(
+            Exit::Failed,
+            "Is `holdfast wal receive` running and connected? `holdfast check` shows how far the log is.",
+        ),
+        BackupError::TimelineChanged => verdict(Exit::Failed, "Take the backup again."),
+        BackupError::Level(_) => plain(Exit::Usage),
+        _ => return None,
+    })
+}
+
+fn receive(error: &ReceiveError) -> Option<Verdict> {
+    Some(match error {
+        ReceiveError::SlotMissing { .. } => verdict(
+            Exit::Database,
+            "`holdfast wal receive SOURCE --create-slot` makes it. If it was there before, log may be missing: take a \
+             backup as well.",
+        ),
+        ReceiveError::SlotLogical { .. } => {
+            verdict(Exit::Usage, "Choose another name for `slot` in the configuration.")
+        }
+        ReceiveError::OtherCluster { .. } => verdict(
+            Exit::Failed,
+            "`connection` in the configuration leads to another cluster than before; start this again if that is meant.",
+        ),
+        ReceiveError::ServerBehind { .. } => verdict(
+            Exit::Failed,
+            "The server was set back, or is a standby that has yet to catch up. After a restore it must be promoted to \
+             a new timeline.",
+        ),
+        ReceiveError::Level(_) => plain(Exit::Usage),
+        _ => return None,
+    })
+}
+
+fn push(error: &PushError) -> Option<Verdict> {
+    Some(match error {
+        PushError::NotArchived { .. } | PushError::Size { .. } => verdict(
+            Exit::Usage,
+            "PostgreSQL gives the right path with %p: archive_command='holdfast wal push SOURCE %p'.",
+        ),
+        PushError::Content { .. } => verdict(
+            Exit::Failed,
+            "The file is damaged, unfinished, or of another cluster. It was not archived, and PostgreSQL keeps it.",
+        ),
+        PushError::UnknownCluster { .. } => {
+            verdict(Exit::Failed, "Push it from the server's pg_wal, where segments lie beside it.")
+        }
+        PushError::Level(_) => plain(Exit::Usage),
+        _ => return None,
+    })
+}
+
+fn restore(error: &RestoreError) -> Option<Verdict> {
+    Some(match error {
+        RestoreError::Repository(error) => classify::repository(error),
+        RestoreError::Cancelled(_) => plain(Exit::Cancelled),
+        RestoreError::NoSnapshot { source_name } => verdict(
+            Exit::Unreachable,
+            format!("`holdfast list` shows what there is; `holdfast backup {source_name}` takes a snapshot."),
+        ),
+        RestoreError::UnknownSnapshot { source_name, .. } => {
+            verdict(Exit::Unreachable, format!("`holdfast list {source_name}` shows the snapshots."))
+        }
+        RestoreError::Unreachable { nearest, .. } if nearest.is_empty() => {
+            verdict(Exit::Unreachable, "No snapshot can be restored on this timeline; try another with --timeline.")
+        }
+        RestoreError::Unreachable { nearest, .. } => verdict(Exit::Unreachable, nearest.join("\n")),
+        RestoreError::UnknownTimeline { known, .. } => {
+            let known: Vec<_> = known.iter().map(ToString::to_string).collect();
+            verdict(Exit::Unreachable, format!("There are the timelines {}.", known.join(", ")))
+        }
+        RestoreError::ServerRunning { .. } => {
+            verdict(Exit::InTheWay, "Nothing was touched. Stop the server, or restore into another directory.")
+        }
+        RestoreError::ServerUnknown { .. } => {
+            verdict(Exit::InTheWay, "Nothing was touched. Restore into another directory.")
+        }
+        RestoreError::NotEmpty { .. } => verdict(
+            Exit::InTheWay,
+            "Nothing was touched. Restore into an empty directory; an old data directory is best moved aside.",
+        ),
+        RestoreError::TablespaceInUse { name, .. } => verdict(
+            Exit::InTheWay,
+            format!("Nothing was touched. Put the tablespace elsewhere with --tablespace {name}=DIR."),
+        ),
+        RestoreError::UnknownTablespace(_) => verdict(
+            Exit::Usage,
+            "`holdfast show` lists the snapshot's tablespaces: give one by its name, oid or former directory.",
+        ),
+        RestoreError::NoSpace { .. } => verdict(Exit::NoSpace, "Make room, or restore elsewhere."),
+        RestoreError::Snapshot { .. }
+        | RestoreError::Label(_)
+        | RestoreError::ControlFile(_)
+        | RestoreError::History { .. } => {
+            verdict(Exit::Failed, "`holdfast verify` finds what is damaged; another snapshot may do.")
+        }
+        RestoreError::RecoveryFailed { log } => {
+            let exit = if log.contains("recovery ended before configured recovery target was reached") {
+                Exit::Unreachable
+            } else {
+                Exit::Failed
+            };
+            verdict(exit, format!("Its log ends with:\n{}", log.trim_end()))
+        }
+        _ => return None,
+    })
+}
+
+fn get(error: &GetError) -> Option<Verdict> {
+    Some(match error {
+        GetError::Name(_) => plain(Exit::Usage),
+        GetError::Gap { .. } => {
+            verdict(Exit::Failed, "Recovery cannot cross a gap: choose a target before it, or a snapshot behind it.")
+        }
+        _ => return None,
+    })
+}
+
+fn cluster(error: &ClusterError) -> Option<Verdict> {
+    Some(match error {
+        ClusterError::AlreadyRunning { .. } => verdict(Exit::InTheWay, "Stop it first."),
+        ClusterError::OwnedByRoot { .. } => {
+            verdict(Exit::Failed, "Give the directory to PostgreSQL's user, and run this as that user or as root.")
+        }
+        ClusterError::NotOwner { .. } => verdict(Exit::Failed, "Run this as the directory's owner or as root."),
+        _ => return None,
+    })
+}
+
+fn binaries(_error: &FindBinariesError) -> Verdict {
+    verdict(Exit::Failed, "Install that version's server, or say where its programs are with --bin-dir.")
+}

@@ -1,0 +1,9 @@
+//! Tests of the program as its users run it.
+
+mod configuration;
+mod exit_codes;
+mod help;
+mod keys;
+mod lifecycle;
+mod sandbox;
+mod server_refusals;
