@@ -48,14 +48,17 @@ impl Drop for Shown {
     }
 }
 
+/// With and without a total.
+const KNOWN: &str = "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+const UNKNOWN: &str = "{spinner} {msg}  {bytes}  {bytes_per_sec}";
+
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the templates below are valid")
+    ProgressStyle::with_template(template).expect("the templates above are valid")
 }
 
 async fn draw(progress: Progress, bar: ProgressBar) {
     tokio::time::sleep(DELAY).await;
-    let known = style("{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left");
-    let unknown = style("{spinner} {msg}  {bytes}  {bytes_per_sec}");
+    let (known, unknown) = (style(KNOWN), style(UNKNOWN));
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
     let mut shown = None;
     loop {
@@ -122,6 +125,11 @@ fn json_line(reading: Reading, rate: f64) -> String {
 mod tests {
     use super::*;
     use holdfast_runtime::Phase;
+
+    #[test]
+    fn templates_are_valid() {
+        let _styles = (style(KNOWN), style(UNKNOWN));
+    }
 
     #[test]
     fn lines_say_where_a_job_stands() {

@@ -69,12 +69,16 @@ fn space(of: &str, what: &'static str, path: &Path) -> Entry {
 
 pub(super) fn check_spool(source: &Source, checklist: &mut Checklist) {
     let Some(path) = &source.spool else { return };
+    // `wal receive` makes it, where it can.
+    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
     let shown = path.display();
-    checklist.add(match eaccess(path.as_path(), AccessFlags::W_OK | AccessFlags::X_OK | AccessFlags::R_OK) {
-        Ok(()) => Entry::ok(&source.name, "spool", format!("{shown} is writable")),
+    checklist.add(match eaccess(existing, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) if existing == path => Entry::ok(&source.name, "spool", format!("{shown} is writable")),
+        Ok(()) => Entry::ok(&source.name, "spool", format!("{shown} will be made when it is needed")),
         Err(error) => {
-            let hint = format!("Make the directory and give it to the user that runs `wal receive`: mkdir -p {shown}");
-            Entry::fail(&source.name, "spool", format!("{shown} is not writable ({})", error.desc()), hint)
+            let found = format!("{shown}: {} is not writable ({})", existing.display(), error.desc());
+            let hint = "Make the directory and give it to the user that runs `wal receive`.";
+            Entry::fail(&source.name, "spool", found, hint)
         }
     });
     if path.is_dir() {

@@ -38,8 +38,20 @@ pub(super) fn plan(plan: &Plan, to: &Path) -> String {
 }
 
 pub(super) fn plan_json(plan: &Plan) -> serde_json::Value {
-    let Plan { source, lineage, target, stop_at: _, manifest, timeline, log_from, log_to, newest, fetch_bytes, notes } =
-        plan;
+    let Plan {
+        source,
+        lineage,
+        target,
+        stop_at: _,
+        manifest,
+        timeline,
+        log_from,
+        log_to,
+        newest,
+        fetch_bytes,
+        created_tablespaces: _,
+        notes,
+    } = plan;
     let target = match target {
         Target::Latest => serde_json::json!({ "latest": true }),
         Target::Time(at) => serde_json::json!({ "time": time::rfc3339(*at) }),
