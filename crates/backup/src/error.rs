@@ -48,7 +48,7 @@ pub enum BackupError {
     #[error("the server does not tell where its data directory is")]
     DataDirectoryUnknown,
 
-    #[error("could not read the data directory")]
+    #[error("could not read the data directory {}", .path.display())]
     DataDirectory {
         path: PathBuf,
         #[source]

@@ -173,7 +173,7 @@ async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), Backup
     let needed: Vec<_> = findings.into_iter().filter(|finding| is_needed(finding.right)).collect();
     if !needed.is_empty() {
         return Err(BackupError::Rights {
-            missing: needed.iter().map(|finding| format!("{:?}", finding.right)).collect(),
+            missing: needed.iter().map(|finding| finding.right.to_string()).collect(),
             hints: needed.into_iter().map(|finding| finding.hint).collect(),
         });
     }

@@ -36,7 +36,8 @@ use crate::spool::Spool;
 pub struct ReceiveOptions {
     pub source: String,
     pub connection: ConnInfo,
-    /// The server keeps log for this slot until it is durable. Without one, a temporary slot serves.
+    /// The server keeps log for this slot until it is durable, and its name is also our `application_name`, by which
+    /// `synchronous_standby_names` can name us. Without one, a temporary slot serves.
     pub slot: Option<String>,
     /// Make the slot if it is missing.
     pub create_slot: bool,

@@ -5,6 +5,7 @@
 
 mod error;
 mod get;
+mod inspect;
 mod lay;
 mod plan;
 mod points;
@@ -14,6 +15,7 @@ mod start;
 
 pub use error::RestoreError;
 pub use get::{GetError, GetOptions, GetOutcome, get, prefetch};
+pub use inspect::inspect_log;
 pub use plan::{Plan, Target, plan};
 pub use points::{RecoverablePoints, TimelinePoints, recoverable};
 pub use restore::{ArchiveMode, RestoreOptions, RestoreReport, restore};

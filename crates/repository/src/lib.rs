@@ -27,5 +27,5 @@ pub use names::Names;
 pub use read::{Keyring, PackReader};
 pub use repository::Repository;
 pub use snapshots::{SnapshotEntry, StoredSnapshot};
-pub use verify::{Finding, Severity, VerifyOptions, VerifyReport, verify};
+pub use verify::{Finding, InspectLog, Severity, VerifyOptions, VerifyReport, verify};
 pub use write::{Epoch, SealedLog, random};

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::{Keyring, Lineage, LogView, Names, RepositoryError};
+use crate::{Keyring, Lineage, LogObject, LogView, Names, RepositoryError};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -72,7 +72,12 @@ pub struct VerifyOptions {
     pub source: Option<String>,
     /// Objects read at once.
     pub parallel: usize,
+    /// Looks into the log itself, which the repository keeps without understanding it.
+    pub inspect_log: Option<InspectLog>,
 }
+
+/// Says what is wrong with the plain bytes of a log object.
+pub type InspectLog = fn(Lineage, &LogObject, &[u8]) -> Result<(), String>;
 
 /// The error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
@@ -332,12 +337,17 @@ async fn read_all_log(
         report.log_objects += 1;
         report.bytes += object.size;
         let (keyring, gate, progress) = (keyring.clone(), Arc::clone(&gate), progress.clone());
+        let (lineage, inspect) = (view.lineage, options.inspect_log);
         tasks.spawn(async move {
             let _permit = gate.acquire_owned().await;
             let outcome = match keyring.read_log(&object).await {
                 // A piece may have gone because its segment became whole since the listing.
                 Err(error) if error.is_not_found() && object.kind == ObjectKind::WalPiece => Ok(()),
-                outcome => outcome.map(drop),
+                Ok((plain, _)) => match inspect.map_or(Ok(()), |inspect| inspect(lineage, &object, &plain)) {
+                    Ok(()) => Ok(()),
+                    Err(problem) => Err(RepositoryError::content(&object.name, problem)),
+                },
+                Err(error) => Err(error),
             };
             progress.add(object.size);
             (object, outcome)

@@ -131,7 +131,7 @@ impl Fixture {
     }
 
     async fn verify(&self) -> VerifyReport {
-        let options = VerifyOptions { source: None, parallel: 4 };
+        let options = VerifyOptions { source: None, parallel: 4, inspect_log: None };
         verify(&keyring(&self.repository, &self.identity), &options, &Progress::new()).await.unwrap()
     }
 

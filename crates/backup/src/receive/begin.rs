@@ -31,7 +31,10 @@ impl Receiver<'_> {
             info.map_err(|source| ReceiveError::Query { source_name: source_name(), source })?
         };
         let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
-        let mut client = Client::connect(&self.options.connection, Purpose::Replication).await.map_err(connect)?;
+        // The name by which `synchronous_standby_names` knows us.
+        let name = self.options.slot.as_deref().unwrap_or("holdfast_backup");
+        let connection = self.options.connection.clone().with_application_name(name);
+        let mut client = Client::connect(&connection, Purpose::Replication).await.map_err(connect)?;
         let identity = client.identify_system().await.map_err(replication)?;
         if identity.system_id != info.system_id {
             return Err(ReceiveError::OtherCluster { expected: info.system_id, found: identity.system_id });

@@ -183,6 +183,7 @@ async fn carry_out(
         port,
         socket_directory: socket_dir,
     };
+    command_line::prove(&restore_options.restore_command, &plan.manifest.owner.user)?;
     let progress = Progress::new();
     let shown = context.show(&progress);
     let report = holdfast_recovery::restore(keyring, plan, &restore_options, &progress, &context.cancel).await;

@@ -39,7 +39,11 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     if repositories.is_empty() {
         config.repository(None)?;
     }
-    let options = VerifyOptions { source, parallel: parallel.unwrap_or_else(default_parallel) };
+    let options = VerifyOptions {
+        source,
+        parallel: parallel.unwrap_or_else(default_parallel),
+        inspect_log: Some(holdfast_recovery::inspect_log),
+    };
     let mut results = Vec::new();
     for settings in repositories {
         let keyring = context.keyring(settings).await?;

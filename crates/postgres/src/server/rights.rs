@@ -24,6 +24,19 @@ impl Right {
     }
 }
 
+impl std::fmt::Display for Right {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::BackupStart => "begin a backup",
+            Self::BackupStop => "end a backup",
+            Self::Replication => "stream the log",
+            Self::ReadSettings => "read all settings",
+            Self::SwitchWal => "switch to a new WAL segment",
+            Self::RestorePoint => "name restore points",
+        })
+    }
+}
+
 /// A right that the role lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {

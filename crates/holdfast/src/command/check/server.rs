@@ -48,7 +48,7 @@ async fn rights(name: &str, client: &mut Client, checklist: &mut Checklist) {
         Ok(findings) if findings.is_empty() => checklist.add(Entry::ok(name, "rights", "all that are needed")),
         Ok(findings) => {
             for finding in findings {
-                let found = format!("lacks {:?}", finding.right);
+                let found = format!("may not {}", finding.right);
                 checklist.add(if finding.right.is_essential() {
                     Entry::fail(name, "rights", found, finding.hint)
                 } else {

@@ -19,6 +19,29 @@ pub(super) fn restore_command(config: &Path, source: &str, lineage: Lineage) -> 
     ))
 }
 
+/// Runs the command as PostgreSQL will, for a file that cannot exist: it has to say that there is none. What it would
+/// fail on (an identity or repository that PostgreSQL's user cannot read) shows before hours of restoring, not after.
+pub(super) fn prove(restore_command: &str, user: &str) -> Result<(), Failure> {
+    use std::os::unix::process::CommandExt as _;
+    let line = restore_command.replace("%f", "FFFFFFFF.history").replace("\"%p\"", "/dev/null").replace("%%", "%");
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg(&line).current_dir("/").stdin(std::process::Stdio::null());
+    if nix::unistd::Uid::effective().is_root()
+        && let Ok(Some(user)) = nix::unistd::User::from_name(user)
+    {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    let output = command.output().map_err(CommandError::file("run", Path::new("sh")))?;
+    if output.status.code() == Some(1) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', " ");
+    let problem = format!("as user `{user}`, who runs PostgreSQL, the restore_command fails: {said}");
+    let hint =
+        "Let that user read the configuration, the identity file and the repository, or run the restore as that user.";
+    Err(CommandError::usage(problem, hint).into())
+}
+
 /// For a shell, and for PostgreSQL, to which `%` means something.
 fn quote(path: &Path) -> Result<String, Failure> {
     let Some(text) = path.to_str().filter(|text| !text.contains(['\n', '\0'])) else {
