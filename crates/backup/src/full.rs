@@ -498,7 +498,6 @@ impl LogFeed {
             spool: None,
             interval: Duration::from_millis(500),
             synchronous: false,
-            level: options.level,
         };
         let (until, until_receiver) = watch::channel(None);
         let (status_sender, mut status) = watch::channel(ReceiveStatus::default());

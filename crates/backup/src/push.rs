@@ -13,7 +13,7 @@ use holdfast_runtime::{Backoff, Cancel, retry};
 use holdfast_store::Created;
 use holdfast_types::{Segment, SegmentSize, Timeline};
 
-use crate::segment::{LogSealer, note};
+use crate::segment::{LOG_LEVEL, LogSealer, note};
 
 /// What became of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub enum PushError {
 }
 
 /// Archives the file at `path`, as PostgreSQL's `%p` gives it.
-pub async fn push(repository: &Repository, source: &str, path: &Path, level: i32) -> Result<PushOutcome, PushError> {
+pub async fn push(repository: &Repository, source: &str, path: &Path) -> Result<PushOutcome, PushError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if name.ends_with(".backup") {
         return Ok(PushOutcome::NotNeeded);
@@ -67,7 +67,7 @@ pub async fn push(repository: &Repository, source: &str, path: &Path, level: i32
         let lineage = lineage_beside(path, source)?;
         epoch.seal_history(Names::history(source, lineage, timeline), &bytes)?
     } else {
-        seal_segment(&epoch, source, path, name, &bytes, level)?
+        seal_segment(&epoch, source, path, name, &bytes)?
     };
     let put = || repository.put_log(&sealed);
     let created = retry(Backoff::SHORT, &Cancel::new(), RepositoryError::is_retryable, put).await?;
@@ -83,7 +83,6 @@ fn seal_segment(
     path: &Path,
     name: &str,
     bytes: &[u8],
-    level: i32,
 ) -> Result<SealedLog, PushError> {
     let (name, is_partial) = name.strip_suffix(".partial").map_or((name, false), |name| (name, true));
     let size = SegmentSize::new(bytes.len() as u64)
@@ -94,7 +93,7 @@ fn seal_segment(
     let system_id = system_id.map_err(content)?;
     let major = check_segment_start(bytes, system_id, segment, size).map_err(content)?;
     let lineage = Lineage { system_id, segment_size: size };
-    let mut compressor = Compressor::new(level)?;
+    let mut compressor = Compressor::new(LOG_LEVEL)?;
     let mut sealer = if is_partial {
         LogSealer::partial(epoch, source, lineage, segment)
     } else {

@@ -47,8 +47,6 @@ pub struct ReceiveOptions {
     pub interval: Duration,
     /// Make durable at once: for a server whose commits wait for us.
     pub synchronous: bool,
-    /// zstd level of whole segments.
-    pub level: i32,
 }
 
 /// How far a receiver is.

@@ -24,8 +24,8 @@ pub(crate) struct LogSealer {
     range: LogRange,
 }
 
-/// Pieces live for minutes: they are compressed as fast as possible.
-pub(crate) const PIECE_LEVEL: i32 = 1;
+/// The log is compressed beside a database that needs the processor itself: as fast as possible.
+pub(crate) const LOG_LEVEL: i32 = 1;
 
 impl LogSealer {
     fn new(epoch: &Epoch, kind: ObjectKind, name: ObjectName, range: LogRange) -> Self {

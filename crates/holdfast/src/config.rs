@@ -69,7 +69,7 @@ pub(crate) struct WalSettings {
 
 impl Default for BackupSettings {
     fn default() -> Self {
-        Self { parallel: default_parallel(), rate_limit: None, level: 3, checkpoint: StartCheckpoint::Fast }
+        Self { parallel: default_parallel(), rate_limit: None, level: 2, checkpoint: StartCheckpoint::Fast }
     }
 }
 

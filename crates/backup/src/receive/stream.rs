@@ -13,7 +13,7 @@ use holdfast_types::{Lsn, Segment, Timeline};
 
 use super::begin::{Begin, Position};
 use super::{ReceiveError, Receiver};
-use crate::segment::{LogSealer, PIECE_LEVEL, note};
+use crate::segment::{LOG_LEVEL, LogSealer, note};
 use crate::spool::Spool;
 
 /// The server hangs up after `wal_sender_timeout`, a minute by default.
@@ -35,8 +35,7 @@ impl Receiver<'_> {
             epoch,
             lineage,
             major,
-            compressor: Compressor::new(self.options.level)?,
-            piece_compressor: Compressor::new(PIECE_LEVEL)?,
+            compressor: Compressor::new(LOG_LEVEL)?,
             outlet: Outlet { repository: self.repository.clone(), spool: self.spool.clone(), spooling: self.spooling },
             timeline: position.timeline,
             position: position.written,
@@ -235,7 +234,6 @@ struct Capture {
     lineage: Lineage,
     major: u32,
     compressor: Compressor,
-    piece_compressor: Compressor,
     outlet: Outlet,
     timeline: Timeline,
     /// Where the next byte comes from.
@@ -351,9 +349,9 @@ impl Capture {
         let segment = Segment::containing(self.timeline, self.written, self.lineage.segment_size);
         let range = LogRange { start: self.written, end: self.position };
         let mut sealer = LogSealer::piece(&self.epoch, &self.source, self.lineage, segment, range);
-        sealer.push(&self.piece, &mut self.piece_compressor);
+        sealer.push(&self.piece, &mut self.compressor);
         sealer.index = std::mem::take(&mut self.piece_index);
-        let sealed = sealer.finish(&mut self.piece_compressor)?;
+        let sealed = sealer.finish(&mut self.compressor)?;
         self.outlet.put(&sealed).await?;
         self.piece.clear();
         self.piece_since = None;

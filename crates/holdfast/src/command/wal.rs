@@ -63,7 +63,7 @@ async fn push_file(context: &Context, options: PushOptions) -> Result<Exit, Fail
     let config = context.config()?;
     let settings = config.source(&source)?;
     let repository = context.repository(config.repository(Some(&settings.repository))?).await?;
-    let pushed = push(&repository, &source, &path, settings.backup.level);
+    let pushed = push(&repository, &source, &path);
     let pushed = crate::signals::droppable(&context.cancel, async { Ok(pushed.await?) }).await;
     let what = || format!("could not push {} of `{source}`", path.display());
     match pushed.doing(what)? {

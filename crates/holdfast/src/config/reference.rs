@@ -129,9 +129,9 @@ pub(crate) const SETTINGS: [Setting; 15] = [
         table: BACKUP,
         key: "compression_level",
         kind: "number from 1 to 19",
-        default: "3",
-        text: "zstd's level, for backups and log.",
-        example: "3",
+        default: "2",
+        text: "zstd's level for backups. The log is always compressed at level 1.",
+        example: "2",
     },
     Setting {
         table: BACKUP,

@@ -51,7 +51,6 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         spool: source.spool.clone(),
         interval: source.wal.interval,
         synchronous: options.synchronous || source.wal.synchronous,
-        level: source.backup.level,
     };
     // Nobody here asks for an end at some position.
     let (_keep, until) = watch::channel(None);
