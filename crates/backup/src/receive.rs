@@ -8,8 +8,8 @@
 //! acknowledged.
 //! *Retries.* Whatever can pass is waited for without end: the database, the network, the store. Log is never dropped.
 //! *Cancellation.* What was received is made durable first.
-//! *Crash.* The next receiver asks for the log from the start of the first segment that is not whole; what it gets twice
-//! is the same.
+//! *Crash.* The next receiver goes on at the first hole at or after the oldest log that the slot keeps, from the start of
+//! its segment; what it gets twice is the same.
 
 mod begin;
 mod error;

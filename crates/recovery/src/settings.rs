@@ -23,13 +23,22 @@ const REPLACED: [&str; 11] = [
     "archive_cleanup_command",
 ];
 
+/// What keeps a copy from archiving, from streaming from a primary, and from waiting at every commit for a synchronous
+/// standby that only its original has.
+const ISOLATING: [(&str, &str); 4] = [
+    ("archive_mode", "off"),
+    ("primary_conninfo", ""),
+    ("primary_slot_name", ""),
+    ("synchronous_standby_names", ""),
+];
+
 /// What to write.
 #[derive(Debug)]
 pub(crate) struct Recovery<'a> {
     pub target: &'a Target,
     pub timeline: Timeline,
     pub restore_command: &'a str,
-    /// Keep the copy from archiving, and from streaming from a primary.
+    /// Keep the copy apart from the standbys and the archive of its original.
     pub isolated: bool,
 }
 
@@ -43,8 +52,7 @@ impl Recovery<'_> {
             }
             let is_dropped = name_of(line).is_some_and(|name| {
                 REPLACED.contains(&name.as_str())
-                    || self.isolated
-                        && matches!(name.as_str(), "archive_mode" | "primary_conninfo" | "primary_slot_name")
+                    || self.isolated && ISOLATING.iter().any(|(setting, _)| *setting == name)
             });
             if !is_dropped {
                 text.push_str(line);
@@ -70,9 +78,9 @@ impl Recovery<'_> {
             Target::Consistent => set("recovery_target", "immediate"),
         }
         if self.isolated {
-            set("archive_mode", "off");
-            set("primary_conninfo", "");
-            set("primary_slot_name", "");
+            for (name, value) in ISOLATING {
+                set(name, value);
+            }
         }
         // The heading goes in front of our lines, behind what was there.
         let ours = text.find("restore_command = ").unwrap_or(text.len());
@@ -146,8 +154,11 @@ mod tests {
 
     #[test]
     fn an_isolated_copy_does_not_archive() {
-        let text = Recovery { isolated: true, ..recovery(&Target::Latest) }.auto_conf("archive_mode = 'on'\n");
+        let before = "archive_mode = 'on'\nsynchronous_standby_names = 'holdfast_chat'\n";
+        let text = Recovery { isolated: true, ..recovery(&Target::Latest) }.auto_conf(before);
         assert!(text.contains("archive_mode = 'off'") && !text.contains("archive_mode = 'on'"), "{text}");
+        // It would take no write: nobody is there to confirm it.
+        assert!(text.contains("synchronous_standby_names = ''") && !text.contains("holdfast_chat"), "{text}");
     }
 
     #[test]

@@ -43,7 +43,11 @@ impl Keyring {
         }
         let mut failure = RepositoryError::KeyMissing { epoch };
         for listed in self.repository.list(&Names::keys_of(epoch)).await?.into_iter().rev() {
-            let sealed = self.repository.read(&listed.name).await?;
+            let sealed = match self.repository.read(&listed.name).await {
+                // Dropped since it was listed: there is a newer one.
+                Err(error) if error.is_not_found() => continue,
+                sealed => sealed?,
+            };
             match keys::open_epoch_key(self.repository.id(), epoch, &sealed, &self.identities) {
                 Ok(key) => {
                     opened.insert(epoch, key.clone());

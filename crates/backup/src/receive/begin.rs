@@ -135,9 +135,13 @@ impl Receiver<'_> {
             Err(error) if error.server_error().is_some_and(|error| error.sqlstate == "58P01") => return Ok(None),
             outcome => outcome.map_err(|source| ReceiveError::Replication { source_name: source_name(), source })?,
         };
-        if let Some(epoch) = self.epoch.as_ref().filter(|_| !self.spooling) {
+        if let Some(epoch) = &self.epoch {
             let name = Names::history(&self.options.source, lineage, timeline);
-            self.repository.put_log(&epoch.seal_history(name, &bytes)?).await?;
+            let sealed = epoch.seal_history(name, &bytes)?;
+            match &self.spool {
+                Some(spool) if self.spooling => spool.put(&sealed).await?,
+                _ => drop(self.repository.put_log(&sealed).await?),
+            }
         }
         match TimelineHistory::parse(timeline, &bytes) {
             Ok(history) => Ok(Some(history)),

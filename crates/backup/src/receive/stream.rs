@@ -9,6 +9,7 @@ use holdfast_pgformat::wal::WalDecoder;
 use holdfast_postgres::client::Client;
 use holdfast_postgres::replication::{Event, ReplicationStream};
 use holdfast_repository::{Epoch, Lineage, LogRange, Repository, SealedLog};
+use holdfast_store::Created;
 use holdfast_types::{Lsn, Segment, Timeline};
 
 use super::begin::{Begin, Position};
@@ -42,6 +43,7 @@ impl Receiver<'_> {
             written: position.written,
             durable: position.durable,
             open: None,
+            made_whole: None,
             piece: Vec::new(),
             piece_index: LogIndex::default(),
             piece_since: None,
@@ -49,6 +51,12 @@ impl Receiver<'_> {
             server_end,
         };
         let outcome = self.stream_timelines(client, &slot, &mut capture).await;
+        if let Err(ReceiveError::Replication { .. }) = &outcome {
+            // The server may be gone for good, and what it sent last be nowhere else.
+            if let Err(error) = capture.flush_piece().await {
+                tracing::warn!(error = %super::error::chain(&error), "what was received last could not be stored");
+            }
+        }
         let Capture { timeline, written, durable, .. } = capture;
         self.resume = Some(Position { timeline, written, durable });
         outcome
@@ -196,15 +204,15 @@ struct Outlet {
 }
 
 impl Outlet {
-    /// Returns when the log is durable: in the repository, or (while `spooling`) in the spool.
-    async fn put(&mut self, sealed: &SealedLog) -> Result<(), ReceiveError> {
+    /// Returns when the log is durable: in the repository, or (while `spooling`) in the spool. Says whether the object
+    /// in the repository is our own.
+    async fn put(&mut self, sealed: &SealedLog) -> Result<bool, ReceiveError> {
         let Some(spool) = self.spool.clone() else {
-            self.repository.put_log(sealed).await?;
-            return Ok(());
+            return Ok(self.repository.put_log(sealed).await? == Created::New);
         };
         if !self.spooling {
             let error = match tokio::time::timeout(STORE_DEADLINE, self.repository.put_log(sealed)).await {
-                Ok(Ok(_)) => return Ok(()),
+                Ok(Ok(created)) => return Ok(created == Created::New),
                 Ok(Err(error)) => ReceiveError::from(error),
                 Err(_) => ReceiveError::RepositorySlow { seconds: STORE_DEADLINE.as_secs() },
             };
@@ -215,7 +223,7 @@ impl Outlet {
             self.spooling = true;
         }
         spool.put(sealed).await?;
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -243,6 +251,8 @@ struct Capture {
     /// What is in the repository.
     durable: Lsn,
     open: Option<OpenSegment>,
+    /// The last segment whose whole object this run itself put into the repository.
+    made_whole: Option<Segment>,
     /// Received and in no object yet: from `written` to `position`.
     piece: Vec<u8>,
     piece_index: LogIndex,
@@ -315,20 +325,23 @@ impl Capture {
     }
 
     async fn finish_segment(&mut self, segment: Segment) -> Result<(), ReceiveError> {
+        let mut is_ours = false;
         if let Some(open) = self.open.take() {
             let sealed = open.sealer.finish(&mut self.compressor)?;
-            self.outlet.put(&sealed).await?;
+            is_ours = self.outlet.put(&sealed).await?;
         }
         self.piece.clear();
         self.piece_index = LogIndex::default();
         self.piece_since = None;
         self.now_written();
-        // The pieces of the segment before this one: whoever is reading them has had a segment's time to finish.
-        if !self.outlet.spooling && segment.number() > 0 {
-            let before = Segment::new(segment.timeline(), segment.number() - 1);
-            if let Err(error) = self.outlet.repository.drop_pieces(&self.source, self.lineage, before).await {
-                tracing::debug!(%error, "pieces of a whole segment stay until the next start");
-            }
+        // The pieces of the segment before this one, if the object that holds it whole is our own: that of another may be
+        // damaged, and one that we never saw whole may be nowhere else. Whoever is reading those pieces has had a
+        // segment's time to finish.
+        if let Some(before) = std::mem::replace(&mut self.made_whole, is_ours.then_some(segment))
+            && before.next() == segment
+            && let Err(error) = self.outlet.repository.drop_pieces(&self.source, self.lineage, before).await
+        {
+            tracing::debug!(%error, "the pieces of a whole segment stay");
         }
         Ok(())
     }
