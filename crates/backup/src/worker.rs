@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use holdfast_format::codec::Compressor;
+use holdfast_format::codec::{Compressor, Content};
 use holdfast_format::map::{PackRef, Run, RunSource};
 use holdfast_format::object::{FrameLocation, ObjectWriter};
 use holdfast_pgformat::page::PAGE_SIZE;
@@ -71,9 +71,17 @@ struct Worker {
     compressor: Compressor,
     pack: Option<ObjectWriter>,
     output: Output,
-    /// Small files on their way into a common frame, and where in it each begins.
-    bundle: Vec<u8>,
-    bundled: Vec<(ReadFile, u32)>,
+    /// Relations share frames with relations only, so that pages stay where the codec looks for them.
+    pages: Bundle,
+    others: Bundle,
+}
+
+/// Small files on their way into a common frame.
+#[derive(Default)]
+struct Bundle {
+    plain: Vec<u8>,
+    /// The files, and where in the frame each begins.
+    files: Vec<(ReadFile, u32)>,
 }
 
 /// Works until the queue is empty.
@@ -85,8 +93,8 @@ pub(crate) fn work(shared: Arc<Shared>, packs: mpsc::Sender<FullPack>) -> Result
         compressor,
         pack: None,
         output: Output::default(),
-        bundle: Vec::with_capacity(FRAME_BYTES),
-        bundled: Vec::new(),
+        pages: Bundle::default(),
+        others: Bundle::default(),
     };
     let mut buffer = vec![0; FRAME_BYTES];
     loop {
@@ -128,7 +136,8 @@ impl Worker {
                 break;
             }
         }
-        self.complete(read)
+        self.complete(read);
+        Ok(())
     }
 
     fn check_pages(&self, file: &File, read: &mut ReadFile, part: &mut [u8]) -> Result<(), BackupError> {
@@ -150,42 +159,48 @@ impl Worker {
             }
             return Ok(());
         }
+        let content = content(&read.task);
         // A file of less than half a frame shares one with others; the rest of a large file gets its own.
         if read.size == 0 && part.len() < FRAME_BYTES / 2 && read.task.size == len {
-            if self.bundle.len() + part.len() > FRAME_BYTES {
-                self.flush_bundle()?;
+            if self.bundle(content).plain.len() + part.len() > FRAME_BYTES {
+                self.flush_bundle(content)?;
             }
             // The place in the bundle waits in the run until the bundle is a frame.
-            let at = self.bundle.len() as u32;
-            self.bundle.extend_from_slice(part);
+            let bundle = self.bundle(content);
+            let at = bundle.plain.len() as u32;
+            bundle.plain.extend_from_slice(part);
             read.runs.push(Run { len, source: RunSource::Frame { frame: BUNDLED, at } });
             return Ok(());
         }
-        let frame = self.push_frame(part)?;
+        let frame = self.push_frame(part, content)?;
         read.runs.push(Run { len, source: RunSource::Frame { frame, at: 0 } });
         Ok(())
     }
 
-    fn complete(&mut self, read: ReadFile) -> Result<(), BackupError> {
+    fn bundle(&mut self, content: Content) -> &mut Bundle {
+        match content {
+            Content::Pages => &mut self.pages,
+            Content::Other => &mut self.others,
+        }
+    }
+
+    fn complete(&mut self, read: ReadFile) {
         match read.runs.as_slice() {
             [Run { source: RunSource::Frame { frame: BUNDLED, at }, .. }] => {
                 let at = *at;
-                self.bundled.push((read, at));
+                self.bundle(content(&read.task)).files.push((read, at));
             }
             _ => self.output.files.push(read),
         }
-        Ok(())
     }
 
-    fn flush_bundle(&mut self) -> Result<(), BackupError> {
-        if self.bundle.is_empty() {
+    fn flush_bundle(&mut self, content: Content) -> Result<(), BackupError> {
+        let Bundle { plain, files } = std::mem::take(self.bundle(content));
+        if plain.is_empty() {
             return Ok(());
         }
-        let bundle = std::mem::take(&mut self.bundle);
-        let frame = self.push_frame(&bundle)?;
-        self.bundle = bundle;
-        self.bundle.clear();
-        for (mut read, at) in self.bundled.drain(..) {
+        let frame = self.push_frame(&plain, content)?;
+        for (mut read, at) in files {
             for run in &mut read.runs {
                 run.source = RunSource::Frame { frame, at };
             }
@@ -195,10 +210,13 @@ impl Worker {
     }
 
     /// Seals one frame; gives its number among this worker's frames.
-    fn push_frame(&mut self, plain: &[u8]) -> Result<u32, BackupError> {
+    fn push_frame(&mut self, plain: &[u8], content: Content) -> Result<u32, BackupError> {
         let epoch = &self.shared.epoch;
         let pack = self.pack.get_or_insert_with(|| epoch.pack(PACK_BYTES + FRAME_BYTES));
-        let location = pack.push(plain, &mut self.compressor);
+        let location = match content {
+            Content::Pages => pack.push_pages(plain, &mut self.compressor),
+            Content::Other => pack.push(plain, &mut self.compressor),
+        };
         let number = self.output.frames.len() as u32;
         self.output.frames.push((self.output.packs.len() as u32, location));
         if pack.len() >= PACK_BYTES {
@@ -219,10 +237,16 @@ impl Worker {
     }
 
     fn finish(mut self) -> Result<Output, BackupError> {
-        self.flush_bundle()?;
+        self.flush_bundle(Content::Pages)?;
+        self.flush_bundle(Content::Other)?;
         self.flush_pack()?;
         Ok(self.output)
     }
+}
+
+/// What the codec may expect in a file.
+const fn content(task: &FileTask) -> Content {
+    if task.relation.is_some() { Content::Pages } else { Content::Other }
 }
 
 /// Stands for the frame that a bundle will become.

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::pages;
+use crate::varint::Malformed;
+
 /// No frame holds more plain bytes than this, so that a reader knows what it may have to hold.
 pub const FRAME_BYTES_MAX: usize = 4 << 20;
 
@@ -13,6 +16,8 @@ pub enum Codec {
     Stored = 0,
     /// One zstd frame (RFC 8878) without a dictionary.
     Zstd = 1,
+    /// PostgreSQL pages, taken apart as `docs/format-pages.md` says.
+    Pages = 2,
 }
 
 impl Codec {
@@ -20,14 +25,25 @@ impl Codec {
         match byte {
             0 => Some(Self::Stored),
             1 => Some(Self::Zstd),
+            2 => Some(Self::Pages),
             _ => None,
         }
     }
 }
 
+/// What the bytes of a frame are, so that they can be compressed by their meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Pages of PostgreSQL's relations, the first at the first byte. A hint and no promise: what is no page after all
+    /// comes back as well, it only does not become as small.
+    Pages,
+    Other,
+}
+
 /// Compresses frames; keeps its working memory from one to the next.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
+    pages: pages::Encoder,
     scratch: Vec<u8>,
 }
 
@@ -47,20 +63,24 @@ pub struct LevelError {
 }
 
 impl Compressor {
+    /// The level is zstd's; of pages, it is that for what remains as text.
     pub fn new(level: i32) -> Result<Self, LevelError> {
         let make = || {
             let mut zstd = zstd::bulk::Compressor::new(level)?;
             // The frame table already carries the length, and the seal authenticates: neither is needed twice.
             zstd.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(false))?;
             zstd.set_parameter(zstd::zstd_safe::CParameter::ContentSizeFlag(false))?;
-            Ok(zstd)
+            Ok(Self { zstd, pages: pages::Encoder::new(level)?, scratch: Vec::new() })
         };
-        make().map(|zstd| Self { zstd, scratch: Vec::new() }).map_err(|source| LevelError { level, source })
+        make().map_err(|source| LevelError { level, source })
     }
 
     /// Appends the smaller of the compressed and the plain form of `raw` to `out`.
-    pub fn append(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Codec {
+    pub fn append(&mut self, raw: &[u8], content: Content, out: &mut Vec<u8>) -> Codec {
         debug_assert!(raw.len() <= FRAME_BYTES_MAX);
+        if content == Content::Pages && self.pages.append(raw, out) {
+            return Codec::Pages;
+        }
         // Room for less than the plain bytes only: zstd stops by itself where compression does not pay.
         let room = raw.len().saturating_sub(1);
         if self.scratch.capacity() != room {
@@ -84,11 +104,14 @@ pub enum DecodeError {
     Corrupt { expected: usize },
     #[error("the frame claims {0} bytes, more than any frame may hold")]
     TooLarge(usize),
+    #[error("the pages of the frame cannot be put together")]
+    Pages(#[source] Malformed),
 }
 
 /// Restores frames; keeps its working memory from one to the next.
 pub struct Decompressor {
     zstd: zstd::bulk::Decompressor<'static>,
+    pages: pages::Decoder,
 }
 
 impl fmt::Debug for Decompressor {
@@ -101,7 +124,9 @@ impl Decompressor {
     /// # Panics
     /// Only if memory for the decoder cannot be had.
     pub fn new() -> Self {
-        Self { zstd: zstd::bulk::Decompressor::new().expect("zstd allocates its decoder") }
+        let zstd = zstd::bulk::Decompressor::new().expect("zstd allocates its decoder");
+        let pages = pages::Decoder::new().expect("zstd allocates its decoder");
+        Self { zstd, pages }
     }
 
     /// Appends the `raw_len` plain bytes of a frame to `out`.
@@ -136,6 +161,7 @@ impl Decompressor {
                     return Err(corrupt);
                 }
             }
+            Codec::Pages => self.pages.append(compressed, raw_len, out).map_err(DecodeError::Pages)?,
         }
         Ok(())
     }
@@ -154,13 +180,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_frame_comes_back(raw in proptest::collection::vec(0u8..8, 0..5000), noise: bool) {
+        fn every_frame_comes_back(raw in proptest::collection::vec(0u8..8, 0..5000), noise: bool, pages: bool) {
             let raw: Vec<u8> = if noise { raw.iter().scan(7u32, |s, b| {
                 *s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223 + u32::from(*b));
                 Some((*s >> 24) as u8)
             }).collect() } else { raw };
             let mut packed = Vec::new();
-            let codec = Compressor::new(1).unwrap().append(&raw, &mut packed);
+            let codec = Compressor::new(1).unwrap().append(&raw, if pages { Content::Pages } else { Content::Other }, &mut packed);
             prop_assert!(packed.len() <= raw.len());
             let mut again = vec![1, 2, 3];
             Decompressor::new().append(codec, &packed, raw.len(), &mut again).unwrap();

@@ -15,7 +15,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 use holdfast_types::{EpochId, PackId, RepositoryId};
 
-use crate::codec::{Codec, Compressor, DecodeError, Decompressor, FRAME_BYTES_MAX};
+use crate::codec::{Codec, Compressor, Content, DecodeError, Decompressor, FRAME_BYTES_MAX};
 use crate::varint::{self, Malformed, Reader};
 
 /// The version of the container; a reader refuses what is newer.
@@ -309,10 +309,19 @@ impl ObjectWriter {
     /// # Panics
     /// If `raw` is longer than a frame may be: a caller's mistake.
     pub fn push(&mut self, raw: &[u8], compressor: &mut Compressor) -> FrameLocation {
+        self.push_content(raw, Content::Other, compressor)
+    }
+
+    /// [`Self::push`] for the pages of relations, which become smaller if that is known.
+    pub fn push_pages(&mut self, raw: &[u8], compressor: &mut Compressor) -> FrameLocation {
+        self.push_content(raw, Content::Pages, compressor)
+    }
+
+    fn push_content(&mut self, raw: &[u8], content: Content, compressor: &mut Compressor) -> FrameLocation {
         assert!(raw.len() <= FRAME_BYTES_MAX, "a frame holds at most {FRAME_BYTES_MAX} bytes");
         let start = self.buffer.len();
         let index = self.frames.len() as u32;
-        let codec = compressor.append(raw, &mut self.buffer);
+        let codec = compressor.append(raw, content, &mut self.buffer);
         self.key.seal_tail(index, &frame_aad(index, raw.len() as u32, codec), &mut self.buffer, start);
         let frame = FrameLocation {
             index,
