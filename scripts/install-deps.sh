@@ -1,5 +1,10 @@
 #!/bin/bash
-# Installs what building, testing and demonstrating Holdfast needs, from this machine's own Debian packages.
+# Installs what Holdfast needs, from this machine's own Debian packages:
+#
+#   install-deps.sh demo    to build it and run the demo
+#   install-deps.sh lint    to build it and run the linters
+#   install-deps.sh         everything, also for the tests
+#
 # Does nothing for what is there already; safe to run any number of times. Starts no service.
 set -euo pipefail
 
@@ -50,10 +55,16 @@ forbid_system_cluster() {
 }
 
 install_packages() {
-    # `postgresql` is the version that this Debian carries, with contrib; debootstrap and patchelf unpack a newer one.
-    local wanted=(build-essential pkg-config ca-certificates curl jq procps xz-utils zstd
-        postgresql postgresql-client debootstrap debian-archive-keyring gpgv wget patchelf tzdata)
-    local missing=() package
+    local wanted=(build-essential pkg-config ca-certificates) missing=() package
+    # `postgresql` is the version that this Debian carries, with contrib.
+    local servers=(postgresql postgresql-client tzdata jq procps)
+    # These unpack a newer one.
+    local unpacking=(debootstrap debian-archive-keyring gpgv wget patchelf xz-utils zstd curl)
+    case $purpose in
+    demo) wanted+=("${servers[@]}") ;;
+    lint) wanted+=(shellcheck) ;;
+    all) wanted+=("${servers[@]}" "${unpacking[@]}" shellcheck) ;;
+    esac
     for package in "${wanted[@]}"; do
         is_installed "$package" || missing+=("$package")
     done
@@ -88,12 +99,20 @@ check_rust() {
     if [[ $(printf '%s\n' "$need" "$have" | sort -V | head -n1) != "$need" ]]; then
         die "Rust $need or newer is needed, this is $have: run 'rustup update'"
     fi
-    if ! cargo nextest --version >/dev/null 2>&1; then
+    local component
+    for component in fmt clippy; do
+        if [[ $purpose != demo ]] && ! cargo "$component" --version >/dev/null 2>&1; then
+            rustup component add "${component/fmt/rustfmt}"
+        fi
+    done
+    if [[ $purpose == all ]] && ! cargo nextest --version >/dev/null 2>&1; then
         say "installing cargo-nextest"
         cargo install cargo-nextest --locked
     fi
 }
 
+purpose=${1:-all}
+[[ $purpose =~ ^(demo|lint|all)$ ]] || die "there is no purpose '$purpose': demo, lint or all"
 [[ -r /etc/debian_version ]] || die "this is not Debian; install PostgreSQL, a C compiler, debootstrap and patchelf by hand"
 install_packages
 check_rust

@@ -18,8 +18,9 @@ die() {
     exit 1
 }
 
-if [[ $(id -u) -eq 0 ]]; then
-    default_root=/var/cache/holdfast/postgresql
+shared_root=/var/cache/holdfast/postgresql
+if [[ $(id -u) -eq 0 || -x $shared_root/$major/usr/lib/postgresql/$major/bin/postgres ]]; then
+    default_root=$shared_root
 else
     default_root=$HOME/.cache/holdfast/postgresql
 fi

@@ -1,0 +1,54 @@
+# Holdfast's commands. `make` alone lists them.
+
+# Everything but the demo is built with one profile, so that linting and testing share what they can.
+PROFILE := ci
+# `make` finds cargo also where only a new shell would.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+ROUNDS ?= 50
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint soak bench format build clean
+.SILENT: help
+
+help: ## Lists these commands.
+	echo 'Holdfast: make TARGET'
+	sed -n 's/^\([a-z]*\):[^#]*## \(.*\)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## Protects a PostgreSQL server under load, loses it, and brings it back twice: about a minute after the build.
+	scripts/install-deps.sh demo
+	cargo build --locked --release -p holdfast -p holdfast-lab
+	scripts/demo.sh $(TARGET)/release
+
+test: ## Installs what is missing, and runs all tests against real PostgreSQL servers. What has to pass.
+	scripts/install-deps.sh
+	scripts/install-postgres-18.sh
+	cargo test --locked --workspace --doc --profile $(PROFILE) --quiet
+	cargo nextest run --locked --workspace --cargo-profile $(PROFILE)
+
+lint: ## Checks layout, lints, scripts and documentation. Changes nothing.
+	scripts/install-deps.sh lint
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items --profile $(PROFILE)
+	shellcheck .ci/run scripts/*.sh
+
+soak: ## Repeats the random accidents: `make soak ROUNDS=500`, default 50. Takes hours.
+	scripts/install-deps.sh
+	scripts/install-postgres-18.sh
+	HOLDFAST_ROUNDS=$(ROUNDS) cargo nextest run --locked -p holdfast --test scenario --cargo-profile $(PROFILE) --profile soak
+
+bench: ## Measures against other tools: `make bench ONLY=full SIZE_GIB=8` a part of it, at that size.
+	scripts/install-deps.sh
+	cargo build --locked --release -p holdfast -p holdfast-lab
+	python3 bench/run.py $(if $(ONLY),--only $(ONLY)) $(if $(SIZE_GIB),--size-gib $(SIZE_GIB))
+
+format: ## Lays out the code as `make lint` wants it.
+	cargo fmt --all
+
+build: ## Builds the program for use: target/release/holdfast.
+	cargo build --locked --release -p holdfast
+
+clean: ## Removes everything that was built or measured, but not what was installed.
+	cargo clean
+	rm -rf bench/work

@@ -1,0 +1,1 @@
+"""The parts of the benchmark; `run.py` beside this folder is the program."""

@@ -1,0 +1,250 @@
+"""The tools that are compared: how each is set up, backs up, restores, and is cleaned up after."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import signal
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from lib import measure, system
+from lib.measure import Process
+from lib.postgres import Server
+from lib.system import BenchError
+
+PARALLEL = 2
+PEER_LEVEL = 3
+STANZA = "chat"
+
+
+class BackupTool(ABC):
+    """A tool that takes full backups into a directory of its own."""
+
+    name: str
+    version: str
+    # What the server needs to be started with.
+    server_settings: dict[str, str] = {}
+
+    def __init__(self, work: Path, directory: str = "") -> None:
+        self.directory = work / (directory or self.name)
+        self.repository = self.directory / "repository"
+        self.log = work / "log" / f"{self.directory.name}.log"
+        # Of this run: what an earlier one left may be of another cluster or program.
+        self.has_backup = False
+
+    def prepare(self, server: Server) -> None:
+        """Makes an empty repository. Not measured."""
+        self.remove()
+        system.make_directory(self.directory)
+        system.make_directory(self.repository)
+        self.set_up(server)
+
+    @abstractmethod
+    def set_up(self, server: Server) -> None: ...
+
+    @abstractmethod
+    def backup_command(self, server: Server) -> list[str]: ...
+
+    def restore_command(self, to: Path) -> list[str]:
+        raise BenchError(f"the benchmark does not restore with {self.name}")
+
+    def stored_bytes(self) -> int:
+        return system.apparent_bytes(self.repository)
+
+    def remove(self) -> None:
+        self.has_backup = False
+        system.remove(self.directory)
+
+
+class Holdfast(BackupTool):
+    """Ours: the defaults but for the number of threads."""
+
+    name = "holdfast"
+
+    def __init__(self, work: Path, program: Path, directory: str = "") -> None:
+        super().__init__(work, directory)
+        self.program = program
+        self.version = system.command_output([str(program), "--version"]).removeprefix("holdfast ")
+        if not self.version:
+            raise BenchError(f"{program} does not run; build it with `cargo build --release`, or give --holdfast")
+        self.config = self.directory / "holdfast.toml"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(self.program), "--config", str(self.config), "--quiet", *arguments]
+
+    def set_up(self, server: Server) -> None:
+        system.write_file(
+            self.config,
+            f'[repository.main]\npath = "{self.repository}"\nidentity_file = "{self.directory}/identity.txt"\n'
+            f'[source.chat]\nconnection = "{server.conninfo()}"\n',
+        )
+        measure.run(self.command("init", "--new-identity", str(self.directory / "identity.txt")), self.log)
+
+    def backup_command(self, server: Server) -> list[str]:
+        return self.command("backup", "chat", "--fast", "--parallel", str(PARALLEL))
+
+    def restore_command(self, to: Path) -> list[str]:
+        return self.command("restore", "chat", "--to", str(to), "--parallel", str(PARALLEL))
+
+
+class PgBackRest(BackupTool):
+    """Encrypted, zstd level 3, block and bundle storage, two processes; the log by its archive_command."""
+
+    name = "pgbackrest"
+
+    def __init__(self, work: Path, program: Path, workload: Path) -> None:
+        super().__init__(work)
+        self.program = program
+        self.version = system.command_output([str(program), "version"]).removeprefix("pgBackRest ")
+        if not self.version:
+            raise BenchError(f"{program} does not run; install Debian's package `pgbackrest`, or set PGBACKREST")
+        self._workload = workload
+        self.config = self.directory / "pgbackrest.conf"
+        self.server_settings = {
+            "archive_mode": "on",
+            "archive_command": f"{program} --config={self.config} --stanza={STANZA} archive-push %p",
+        }
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(self.program), f"--config={self.config}", f"--stanza={STANZA}", *arguments]
+
+    def set_up(self, server: Server) -> None:
+        options = {
+            "repo1-path": self.repository,
+            "repo1-cipher-type": "aes-256-cbc",
+            "repo1-cipher-pass": secrets.token_hex(32),
+            "repo1-bundle": "y",
+            "repo1-block": "y",
+            "repo1-retention-full": 2,
+            "compress-type": "zst",
+            "compress-level": PEER_LEVEL,
+            "process-max": PARALLEL,
+            "start-fast": "y",
+            "log-level-file": "off",
+            "log-level-console": "warn",
+            "lock-path": self.directory / "lock",
+            "spool-path": self.directory / "spool",
+        }
+        if _numbers(self.version) < (2, 46):
+            del options["repo1-block"]
+        lines = ["[global]", *(f"{name}={value}" for name, value in options.items())]
+        lines += [f"[{STANZA}]", f"pg1-path={self._workload}", f"pg1-socket-path={server.socket}"]
+        lines += [f"pg1-port={server.port}", "pg1-user=postgres"]
+        system.write_file(self.config, "\n".join(lines) + "\n")
+        measure.run(self.command("stanza-create"), self.log)
+
+    def backup_command(self, server: Server) -> list[str]:
+        return self.command("--type=full", "backup")
+
+    def restore_command(self, to: Path) -> list[str]:
+        # It does not make the directory itself.
+        system.make_directory(to)
+        return self.command(f"--pg1-path={to}", "restore")
+
+
+class PgBaseBackup(BackupTool):
+    """A compressed tar, not encrypted: the client compresses with two threads."""
+
+    name = "pg_basebackup"
+
+    def __init__(self, work: Path, programs: Path) -> None:
+        super().__init__(work)
+        self.version = _last_version([str(programs / "pg_basebackup"), "--version"])
+
+    def set_up(self, server: Server) -> None:
+        """Needs nothing."""
+
+    def backup_command(self, server: Server) -> list[str]:
+        compress = f"--compress=client-zstd:level={PEER_LEVEL},workers={PARALLEL}"
+        return server.program("pg_basebackup", "-D", str(self.repository), "-Ft", "-X", "stream", "-c", "fast", compress)
+
+
+class Receiver(ABC):
+    """A tool that streams the log of a server until it is told to stop."""
+
+    name: str
+    version: str
+    slot: str
+
+    @abstractmethod
+    def start(self, server: Server) -> Process:
+        """Makes what it needs, and starts it."""
+
+    @abstractmethod
+    def remove(self) -> None: ...
+
+    def wait_until_streaming(self, server: Server, process: Process) -> None:
+        deadline = time.monotonic() + 30
+        while server.query("select count(*) from pg_stat_replication where state = 'streaming'") != "1":
+            if not process.is_running() or time.monotonic() > deadline:
+                raise BenchError(f"{self.name} does not stream; see its log in the work directory")
+            time.sleep(0.1)
+
+    def stop(self, process: Process) -> system.Cpu:
+        """Stops it as its manual says; what it has used."""
+        process.stop(signal.SIGINT)
+        usage = process.wait()
+        return system.Cpu(usage.ru_utime, usage.ru_stime)
+
+    def drop_slot(self, server: Server) -> None:
+        """The slot goes with the server's memory of it, so that no log is kept. The server frees it a little late."""
+        gone = f"select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{self.slot}'"
+        for _ in range(100):
+            if server.query(f"select active from pg_replication_slots where slot_name = '{self.slot}'") != "t":
+                break
+            time.sleep(0.1)
+        server.query(gone)
+
+
+class HoldfastReceiver(Receiver):
+    """Compressed, encrypted, durable in the repository every half second."""
+
+    name = "holdfast"
+    slot = "holdfast_chat"
+
+    def __init__(self, work: Path, program: Path) -> None:
+        self._holdfast = Holdfast(work, program, "holdfast-wal")
+        self.version = self._holdfast.version
+
+    def start(self, server: Server) -> Process:
+        self._holdfast.prepare(server)
+        return Process(self._holdfast.command("wal", "receive", "chat", "--create-slot"), self._holdfast.log)
+
+    def remove(self) -> None:
+        self._holdfast.remove()
+
+
+class PgReceiveWal(Receiver):
+    """PostgreSQL's own: the log as it is, in files."""
+
+    name = "pg_receivewal"
+    slot = "bench"
+
+    def __init__(self, work: Path, programs: Path) -> None:
+        self.programs = programs
+        self.directory = work / self.name
+        self._log = work / "log" / f"{self.name}.log"
+        self.version = _last_version([str(programs / "pg_receivewal"), "--version"])
+
+    def start(self, server: Server) -> Process:
+        self.remove()
+        system.make_directory(self.directory)
+        common = ["-D", str(self.directory), "--slot", self.slot]
+        measure.run(server.program("pg_receivewal", *common, "--create-slot"), self._log)
+        # Once a second it says where it is: by default every ten, which would look like log that it is behind.
+        options = ["--no-loop", "--compress=none", "--status-interval=1"]
+        return Process(server.program("pg_receivewal", *common, *options), self._log)
+
+    def remove(self) -> None:
+        system.remove(self.directory)
+
+
+def _last_version(argv: list[str]) -> str:
+    found = re.search(r"\d+(\.\d+)+", system.command_output(argv))
+    return found.group(0) if found else "unknown"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Measures Holdfast against its peers, in turn and in one run. See README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lib import full, restore, results, system, wal
+from lib.context import Context
+from lib.system import BenchError
+
+BENCH = Path(__file__).resolve().parent
+TARGET = BENCH.parent / "target" / "release"
+PARTS = {"full": full.run, "restore": restore.run, "wal": wal.run}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help="some of full,restore,wal")
+    parser.add_argument("--size-gib", type=float, default=8, metavar="N", help="size of the workload (default 8)")
+    parser.add_argument("--cluster", type=Path, metavar="DIR", help="a stopped cluster as workload, instead of a made one")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="turns (default 3)")
+    parser.add_argument("--wal-seconds", type=int, default=30, metavar="N", help="how long pgbench runs (default 30)")
+    parser.add_argument("--work", type=Path, default=BENCH / "work", metavar="DIR", help="needs 30 GB for 8 GiB")
+    parser.add_argument("--results", type=Path, default=BENCH, metavar="DIR", help="where the results go (default bench)")
+    parser.add_argument("--holdfast", type=Path, default=TARGET / "holdfast", metavar="PATH")
+    parser.add_argument("--port", type=int, default=55470, metavar="N", help="of the servers' sockets; N+1 is used too")
+    parser.add_argument("--keep", action="store_true", help="leave the last repositories in the work directory")
+    options = parser.parse_args(argv)
+    options.parts = [part for part in options.only.split(",") if part]
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    # Always in this order: the restores use the backups.
+    options.parts = [part for part in PARTS if part in options.parts]
+    return options
+
+
+def find_pgbackrest() -> Path:
+    chosen = os.environ.get("PGBACKREST") or shutil.which("pgbackrest")
+    if not chosen:
+        raise BenchError("no pgbackrest: install Debian's package, or set PGBACKREST to the program")
+    return Path(chosen).resolve()
+
+
+def own_copy(program: Path, work: Path) -> Path:
+    """A build that goes on meanwhile cannot change it, and the user who runs PostgreSQL can reach it."""
+    if not program.exists():
+        raise BenchError(f"{program} is missing: run `cargo build --release`")
+    copy = system.make_directory(work / "bin") / program.name
+    system.remove(copy)
+    shutil.copyfile(program, copy)
+    copy.chmod(0o755)
+    return copy
+
+
+def run(options: argparse.Namespace, socket: Path) -> None:
+    work = system.make_work_directory(options.work.resolve())
+    system.make_directory(socket)
+    system.make_directory(work / "log")
+    needs_lab = not options.cluster and options.parts != ["wal"]
+    context = Context(
+        parts=options.parts,
+        work=work,
+        socket=socket,
+        holdfast_program=own_copy(options.holdfast, work),
+        pgbackrest_program=find_pgbackrest() if {"full", "restore"} & set(options.parts) else Path(),
+        lab_program=own_copy(TARGET / "lab", work) if needs_lab else Path(),
+        size_gib=options.size_gib,
+        given_cluster=options.cluster.resolve() if options.cluster else None,
+        repeat=options.repeat,
+        wal_seconds=options.wal_seconds,
+        keep=options.keep,
+        port=options.port,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if not system.IS_ROOT:
+        context.say("not root: the page cache stays warm, which the results will say")
+    options.results.mkdir(parents=True, exist_ok=True)
+    for part in options.parts:
+        result = PARTS[part](context)
+        results.store(options.results, result)
+        noise = max(sample.noise for sample in result.samples)
+        if noise > results.NOISY:
+            context.say(f"{part}: up to {noise:.0%} of the machine went elsewhere; do not publish these figures")
+    context.say(f"done; see {options.results / results.TABLE}")
+
+
+def main() -> int:
+    # A server or a tool that runs is stopped by the contexts that started it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        options = parse(sys.argv[1:])
+        # Short, as the name of a socket has to be.
+        with tempfile.TemporaryDirectory(prefix="holdfast-bench-", dir="/tmp") as socket:
+            run(options, Path(socket))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
