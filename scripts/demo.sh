@@ -117,7 +117,7 @@ type_and_run() {
 type_and_keep() {
     local file=$1
     shift
-    printf '  $ %s\n' "$*"
+    printf '  $ %s --json\n' "$*"
     "$@" --json >"$file" 2>"$file.errors" || {
         local status=$?
         sed 's/^/    /' "$file.errors" >&2
@@ -230,7 +230,8 @@ type_and_keep latest.json holdfast restore chat --to latest --start --port $late
 [[ -z $(sql $latest_port "select to_regclass('devices')") ]] || die "the dropped table is there after the mistake"
 say "Here the table is missing: the mistake had happened. Fetch it from the other copy:"
 say "\$ pg_dump --table devices … | psql …"
-pg_dump --table devices -d "$(connection $before_port im)" | psql -Xq -v ON_ERROR_STOP=1 -d "$(connection $latest_port im)" >/dev/null
+pg_dump --table devices -d "$(connection $before_port im)" |
+    psql -Xq -v ON_ERROR_STOP=1 -d "$(connection $latest_port im)" >/dev/null
 judge latest $latest_port --allow-loss "$promised_loss_seconds"
 say "The judge: all well."
 
@@ -264,5 +265,5 @@ jq -rs --argjson promised "$promised_loss_seconds" --argjson log_stored "$(store
     | @tsv' before.json latest.json before.judged.json latest.judged.json backup.json workload.json |
     while IFS=$'\t' read -r name left right; do
         printf '  %-34s%-28s%s\n' "${name#-}" "$left" "$right"
-    done
+    done | sed 's/ *$//'
 printf '\nThis took %s s. Nothing is left running, and nothing is left behind.\n' "$((SECONDS - begun))"

@@ -311,7 +311,7 @@ async fn watch_session(session: &mut BackupSession, cancel: &Cancel) -> BackupEr
             () = tokio::time::sleep(Duration::from_secs(10)) => {}
             () = cancel.cancelled() => return holdfast_runtime::Cancelled.into(),
         }
-        if let Err(error) = session.check_alive(Duration::from_secs(60)).await {
+        if let Err(error) = session.check_alive(Duration::from_mins(1)).await {
             return BackupError::Api(error);
         }
     }

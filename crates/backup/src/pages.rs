@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use holdfast_pgformat::page::{self, PAGE_SIZE, PageVerdict};
@@ -34,7 +35,7 @@ impl Suspect {
 /// Checks the pages of `buffer`, which was read at `offset` of a relation's file whose first page is `first_block`.
 /// Pages that were torn are replaced by what they are now.
 pub(crate) fn check(
-    file: &File,
+    path: &Path,
     buffer: &mut [u8],
     offset: u64,
     first_block: u32,
@@ -46,14 +47,19 @@ pub(crate) fn check(
         let verdict = page::verify(page, block, true);
         if !matches!(verdict, PageVerdict::Valid | PageVerdict::New) {
             let at = offset + (number * PAGE_SIZE) as u64;
-            suspects.extend(read_again(file, page, at, block)?);
+            suspects.extend(read_again(path, page, at, block)?);
         }
     }
     Ok(())
 }
 
 #[cold]
-fn read_again(file: &File, page: &mut [u8], at: u64, block: u32) -> io::Result<Option<Suspect>> {
+fn read_again(path: &Path, page: &mut [u8], at: u64, block: u32) -> io::Result<Option<Suspect>> {
+    let file = match File::open(path) {
+        // Dropped meanwhile: replay drops it too.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
     let mut again = [0; PAGE_SIZE];
     for _ in 1..READS {
         std::thread::sleep(PAUSE);

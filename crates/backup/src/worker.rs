@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_format::codec::{Compressor, Content};
@@ -15,7 +17,7 @@ use holdfast_format::map::{PackRef, Run, RunSource};
 use holdfast_format::object::{FrameLocation, ObjectWriter};
 use holdfast_pgformat::page::PAGE_SIZE;
 use holdfast_repository::Epoch;
-use holdfast_runtime::{Cancel, Progress, RateLimit};
+use holdfast_runtime::{ALIGNMENT, AlignedBuffer, Cancel, Progress, RateLimit, open_direct};
 use tokio::sync::mpsc;
 
 use crate::BackupError;
@@ -24,6 +26,10 @@ use crate::scan::FileTask;
 
 /// Plain bytes of a frame: decided by measurement, see `docs/decisions/0003-frames-and-packs.md`.
 pub(crate) const FRAME_BYTES: usize = 256 << 10;
+/// Read at once: without the page cache nobody reads ahead for us.
+const READ_BYTES: usize = 4 * FRAME_BYTES;
+/// Relations from this size on are read past the page cache.
+const DIRECT_BYTES: u64 = 1 << 20;
 /// Sealed bytes at which a pack is complete.
 const PACK_BYTES: usize = 32 << 20;
 
@@ -96,7 +102,7 @@ pub(crate) fn work(shared: Arc<Shared>, packs: mpsc::Sender<FullPack>) -> Result
         pages: Bundle::default(),
         others: Bundle::default(),
     };
-    let mut buffer = vec![0; FRAME_BYTES];
+    let mut buffer = AlignedBuffer::new(READ_BYTES);
     loop {
         let next = worker.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(task) = next else { break };
@@ -108,29 +114,35 @@ pub(crate) fn work(shared: Arc<Shared>, packs: mpsc::Sender<FullPack>) -> Result
 
 impl Worker {
     fn read_file(&mut self, task: FileTask, buffer: &mut [u8]) -> Result<(), BackupError> {
-        let file = match File::open(&task.path) {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| BackupError::Read { path, source }
+        };
+        let file = match open(&task) {
             // A relation that was dropped since the directory was listed: replay drops it too.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && may_vanish(&task) => {
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && (may_vanish(&task) || is_database_dropped(&task)) =>
+            {
                 self.shared.progress.add(task.size);
                 return Ok(());
             }
-            file => file.map_err(|source| BackupError::Read { path: task.path.clone(), source })?,
+            file => file.map_err(failed(&task.path))?,
         };
         let mut read = ReadFile { task, size: 0, runs: Vec::new(), suspects: Vec::new() };
         while read.size < read.task.size {
             self.shared.cancel.check()?;
-            let want = (read.task.size - read.size).min(FRAME_BYTES as u64) as usize;
-            let Some(part) = buffer.get_mut(..want) else { break };
-            let got = read_at(&file, part, read.size)
-                .map_err(|source| BackupError::Read { path: read.task.path.clone(), source })?;
+            // Asked for in full, because direct I/O reads whole blocks only; what is beyond the size is not taken.
+            let want = (read.task.size - read.size).min(READ_BYTES as u64) as usize;
+            let got = read_at(&file, buffer, read.size).map_err(failed(&read.task.path))?.min(want);
             if let Some(limit) = &self.shared.rate_limit {
                 limit.wait(got as u64);
             }
-            let Some(part) = part.get_mut(..got) else { break };
-            self.check_pages(&file, &mut read, part)?;
-            self.store(&mut read, part)?;
-            read.size += got as u64;
-            self.shared.progress.add(got as u64);
+            for frame in buffer.get_mut(..got).unwrap_or_default().chunks_mut(FRAME_BYTES) {
+                self.check_pages(&mut read, frame)?;
+                self.store(&mut read, frame)?;
+                read.size += frame.len() as u64;
+                self.shared.progress.add(frame.len() as u64);
+            }
             if got < want {
                 // Truncated since it was listed; the log does the same again.
                 break;
@@ -140,12 +152,12 @@ impl Worker {
         Ok(())
     }
 
-    fn check_pages(&self, file: &File, read: &mut ReadFile, part: &mut [u8]) -> Result<(), BackupError> {
+    fn check_pages(&self, read: &mut ReadFile, part: &mut [u8]) -> Result<(), BackupError> {
         let (Some(pages_per_file), Some(relation)) = (self.shared.check_pages, read.task.relation) else {
             return Ok(());
         };
         let Some(first_block) = relation.first_block(pages_per_file) else { return Ok(()) };
-        pages::check(file, part, read.size, first_block, &mut read.suspects)
+        pages::check(&read.task.path, part, read.size, first_block, &mut read.suspects)
             .map_err(|source| BackupError::Read { path: read.task.path.clone(), source })
     }
 
@@ -252,10 +264,36 @@ const fn content(task: &FileTask) -> Content {
 /// Stands for the frame that a bundle will become.
 const BUNDLED: u32 = u32::MAX;
 
+fn open(task: &FileTask) -> io::Result<File> {
+    if task.relation.is_some() && task.size >= DIRECT_BYTES {
+        let (file, _) = open_direct(File::options().read(true), &task.path)?;
+        Ok(file)
+    } else {
+        File::open(&task.path)
+    }
+}
+
 /// Files of relations come and go while the server runs, and so do those of the server's own bookkeeping.
 fn may_vanish(task: &FileTask) -> bool {
     let must_stay = [b"PG_VERSION".as_slice(), b"pg_filenode.map"];
     task.relation.is_some() || !must_stay.iter().any(|name| task.name.ends_with(name))
+}
+
+/// How long removing the folder of a database may take.
+const DROP_BOUND: Duration = Duration::from_mins(1);
+
+/// `DROP DATABASE` removes a folder file by file. A folder that loses what it cannot do without must follow.
+fn is_database_dropped(task: &FileTask) -> bool {
+    let is_of_database = [b"pgdata/base/".as_slice(), b"pgdata/pg_tblspc/"].iter().any(|at| task.name.starts_with(at));
+    let Some(folder) = task.path.parent().filter(|_| is_of_database) else { return false };
+    let start = Instant::now();
+    while folder.exists() {
+        if start.elapsed() >= DROP_BOUND {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
 }
 
 /// Reads until the buffer is full or the file ends.
@@ -266,6 +304,8 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     {
         match file.read_at(rest, offset + got as u64) {
             Ok(0) => break,
+            // Behind a part of a block there is nothing more, and direct I/O could not ask for it.
+            Ok(len) if !len.is_multiple_of(ALIGNMENT) => return Ok(got + len),
             Ok(len) => got += len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

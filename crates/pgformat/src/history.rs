@@ -59,11 +59,13 @@ impl TimelineHistory {
                 continue;
             }
             let entry = parse_entry(line).ok_or(HistoryError::Syntax { timeline, line: line_number })?;
-            let last = entries.last();
-            if last.is_some_and(|last| entry.timeline <= last.timeline || entry.switch < last.switch)
-                || entry.timeline >= timeline
-            {
+            if entries.last().is_some_and(|last| entry.timeline <= last.timeline) || entry.timeline >= timeline {
                 return Err(HistoryError::Order { timeline, line: line_number });
+            }
+            // A recovery that was to follow a timeline, and stopped before that one began, left an ancestor of it, but
+            // PostgreSQL writes the timeline that was to be followed. To it, as here, all in between is empty.
+            for earlier in &mut entries {
+                earlier.switch = earlier.switch.min(entry.switch);
             }
             entries.push(entry);
         }
@@ -178,9 +180,18 @@ mod tests {
         assert_eq!(parse("1\n"), Err(HistoryError::Syntax { timeline, line: 1 }));
         assert_eq!(parse("1\t0/9\n1\t0/9\n"), Err(HistoryError::Order { timeline, line: 2 }));
         assert_eq!(parse("2\t0/9\n1\t0/9\n"), Err(HistoryError::Order { timeline, line: 2 }));
-        assert_eq!(parse("1\t0/9\n2\t0/8\n"), Err(HistoryError::Order { timeline, line: 2 }));
         assert_eq!(parse("4\t0/9\n"), Err(HistoryError::Order { timeline, line: 1 }));
         assert_eq!(parse("3 0/9").unwrap().switch_point(Timeline::new(3)), Some(lsn("0/9")), "spaces do as well");
+    }
+
+    #[test]
+    fn a_recovery_may_stop_before_the_timeline_it_follows() {
+        let text = b"1\t0/500\tno recovery target specified\n\n2\t0/700\t\n\n3\t0/300\tafter LSN 0/300\n";
+        let history = TimelineHistory::parse(Timeline::new(4), text).unwrap();
+        assert_eq!(history.timeline_at(lsn("0/299")), Timeline::new(1));
+        assert_eq!(history.timeline_at(lsn("0/300")), Timeline::new(4));
+        assert!(!history.contains(Timeline::new(1), lsn("0/400")) && !history.contains(Timeline::new(2), lsn("0/600")));
+        assert_eq!(history.entries().last().unwrap().switch, lsn("0/300"));
     }
 
     proptest! {

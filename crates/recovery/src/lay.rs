@@ -15,7 +15,7 @@ use holdfast_format::codec::Decompressor;
 use holdfast_format::map::{Map, PackRef, Run, RunSource};
 use holdfast_format::object::FrameLocation;
 use holdfast_repository::{Keyring, PackReader};
-use holdfast_runtime::{Cancel, Progress};
+use holdfast_runtime::{ALIGNMENT, AlignedBuffer, Cancel, Progress, leave_direct, open_direct};
 use tokio::runtime::Handle;
 
 use crate::RestoreError;
@@ -26,6 +26,8 @@ const FETCH_BYTES: u64 = 4 << 20;
 const GAP_BYTES: u64 = 64 << 10;
 /// Files that a worker keeps open.
 const OPEN_FILES: usize = 64;
+/// Files from this size on are written past the page cache, so many bytes at a time.
+const DIRECT_BYTES: usize = 1 << 20;
 
 /// A file to be made.
 #[derive(Debug)]
@@ -43,13 +45,21 @@ impl Target {
         Self { path, size, mode, owner, missing: AtomicU64::new(0) }
     }
 
-    fn open(&self) -> io::Result<File> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(self.mode).open(&self.path)?;
+    /// Past the page cache, where there is enough to write; says whether.
+    fn open(&self) -> io::Result<(File, bool)> {
+        let mut options = OpenOptions::new();
+        // Writable for us until it is whole, whatever its mode will be.
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let (file, is_direct) = if self.size >= DIRECT_BYTES as u64 {
+            open_direct(&options, &self.path)?
+        } else {
+            (options.open(&self.path)?, false)
+        };
         // The same for whoever comes first: runs of zeros are holes.
         if file.metadata()?.len() != self.size {
             file.set_len(self.size)?;
         }
-        Ok(file)
+        Ok((file, is_direct))
     }
 
     /// Makes the finished file durable, with the mode and owner it should have.
@@ -116,8 +126,10 @@ impl Work {
         self.targets.push(target);
     }
 
-    async fn stretches(&mut self, keyring: &Keyring) -> Result<VecDeque<Stretch>, RestoreError> {
-        let mut stretches = VecDeque::new();
+    /// Stretches that begin in the same file follow each other in one group, which one worker takes: two that write the
+    /// same file wait for each other in the kernel.
+    async fn groups(&mut self, keyring: &Keyring) -> Result<VecDeque<VecDeque<Stretch>>, RestoreError> {
+        let mut stretches: Vec<Stretch> = Vec::new();
         for reference in std::mem::take(&mut self.order) {
             let pack = Arc::new(keyring.pack(&reference).await?);
             let mut frames: Vec<_> = self.packs.remove(&reference).unwrap_or_default().into_iter().collect();
@@ -143,13 +155,25 @@ impl Work {
             }
             stretches.extend(current);
         }
-        Ok(stretches)
+        let mut groups: VecDeque<VecDeque<Stretch>> = VecDeque::new();
+        let mut last = None;
+        for stretch in stretches {
+            let file = stretch.frames.first().and_then(|(_, pieces)| pieces.first()).map(|piece| piece.target);
+            match groups.back_mut() {
+                Some(group) if file == last => group.push_back(stretch),
+                _ => groups.push_back(VecDeque::from([stretch])),
+            }
+            last = file;
+        }
+        // The longest first, so that no worker is left with one at the end.
+        groups.make_contiguous().sort_by_key(|group| std::cmp::Reverse(group.len()));
+        Ok(groups)
     }
 }
 
 struct Shared {
     targets: Vec<Target>,
-    queue: Mutex<VecDeque<Stretch>>,
+    queue: Mutex<VecDeque<VecDeque<Stretch>>>,
     progress: Progress,
     cancel: Cancel,
     handle: Handle,
@@ -163,11 +187,11 @@ pub(crate) async fn lay(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<u64, RestoreError> {
-    let stretches = work.stretches(keyring).await?;
+    let groups = work.groups(keyring).await?;
     let stop = Cancel::new();
     let shared = Arc::new(Shared {
         targets: work.targets,
-        queue: Mutex::new(stretches),
+        queue: Mutex::new(groups),
         progress: progress.clone(),
         cancel: stop.clone(),
         handle: Handle::current(),
@@ -252,23 +276,45 @@ fn sync_files(shared: &Shared, whole: &mpsc::Receiver<u32>) -> Result<(), Restor
 struct Worker<'a> {
     shared: &'a Shared,
     whole: mpsc::SyncSender<u32>,
-    open: HashMap<u32, File>,
+    open: HashMap<u32, (File, bool)>,
     decompressor: Decompressor,
     plain: Vec<u8>,
+    /// What is to be written next past the page cache: whole blocks that follow each other in one file.
+    gathered: AlignedBuffer,
+    gathering: Option<Gathering>,
     fetched: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Gathering {
+    target: u32,
+    at_in_file: u64,
+    len: usize,
 }
 
 impl<'a> Worker<'a> {
     fn new(shared: &'a Shared, whole: mpsc::SyncSender<u32>) -> Self {
-        Self { shared, whole, open: HashMap::new(), decompressor: Decompressor::new(), plain: Vec::new(), fetched: 0 }
+        Self {
+            shared,
+            whole,
+            open: HashMap::new(),
+            decompressor: Decompressor::new(),
+            plain: Vec::new(),
+            gathered: AlignedBuffer::new(DIRECT_BYTES),
+            gathering: None,
+            fetched: 0,
+        }
     }
 
     fn work(mut self) -> Result<u64, RestoreError> {
         loop {
-            self.shared.cancel.check()?;
             let next = self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(stretch) = next else { return Ok(self.fetched) };
-            self.lay_stretch(&stretch)?;
+            let Some(group) = next else { return Ok(self.fetched) };
+            for stretch in group {
+                self.shared.cancel.check()?;
+                self.lay_stretch(&stretch)?;
+            }
+            self.write_gathered()?;
         }
     }
 
@@ -282,30 +328,77 @@ impl<'a> Worker<'a> {
             self.plain.clear();
             stretch.pack.open(*location, frame, &mut self.decompressor, &mut self.plain)?;
             for piece in pieces {
-                self.write(piece)?;
+                self.write(*piece)?;
             }
         }
         Ok(())
     }
 
-    fn write(&mut self, piece: &Piece) -> Result<(), RestoreError> {
-        let target = self.shared.targets.get(piece.target as usize).ok_or(RestoreError::Worker)?;
+    fn write(&mut self, piece: Piece) -> Result<(), RestoreError> {
         let start = piece.at_in_frame as usize;
-        let bytes = self.plain.get(start..start + piece.len as usize).ok_or(RestoreError::Worker)?;
-        if self.open.len() >= OPEN_FILES {
+        let len = piece.len as usize;
+        let is_direct = self.open(piece.target)?.1;
+        let bytes = self.plain.get(start..start + len).ok_or(RestoreError::Worker)?;
+        let blocks = ALIGNMENT as u64;
+        if is_direct && piece.at_in_file.is_multiple_of(blocks) && len.is_multiple_of(ALIGNMENT) && len <= DIRECT_BYTES
+        {
+            let follows = self.gathering.is_some_and(|gathering| {
+                gathering.target == piece.target
+                    && gathering.at_in_file + gathering.len as u64 == piece.at_in_file
+                    && gathering.len + len <= DIRECT_BYTES
+            });
+            if !follows {
+                self.write_gathered()?;
+            }
+            let gathering =
+                self.gathering.get_or_insert(Gathering { target: piece.target, at_in_file: piece.at_in_file, len: 0 });
+            let bytes = self.plain.get(start..start + len).ok_or(RestoreError::Worker)?;
+            self.gathered[gathering.len..gathering.len + len].copy_from_slice(bytes);
+            gathering.len += len;
+            return if gathering.len == DIRECT_BYTES { self.write_gathered() } else { Ok(()) };
+        }
+        let target = self.shared.targets.get(piece.target as usize).ok_or(RestoreError::Worker)?;
+        if is_direct {
+            // The end of a file that is no whole block: through the page cache, as the rest of such a file then is.
+            let (file, is_direct) = self.open.get_mut(&piece.target).ok_or(RestoreError::Worker)?;
+            leave_direct(file).map_err(RestoreError::write(&target.path))?;
+            *is_direct = false;
+        }
+        let (file, _) = self.open.get(&piece.target).ok_or(RestoreError::Worker)?;
+        file.write_all_at(bytes, piece.at_in_file).map_err(RestoreError::write(&target.path))?;
+        self.written(piece.target, u64::from(piece.len))
+    }
+
+    fn open(&mut self, index: u32) -> Result<&(File, bool), RestoreError> {
+        if self.open.len() >= OPEN_FILES && !self.open.contains_key(&index) {
+            self.write_gathered()?;
             self.open.clear();
         }
-        let file = match self.open.entry(piece.target) {
-            std::collections::hash_map::Entry::Occupied(file) => file.into_mut(),
+        match self.open.entry(index) {
+            std::collections::hash_map::Entry::Occupied(file) => Ok(file.into_mut()),
             std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(target.open().map_err(RestoreError::write(&target.path))?)
+                let target = self.shared.targets.get(index as usize).ok_or(RestoreError::Worker)?;
+                Ok(place.insert(target.open().map_err(RestoreError::write(&target.path))?))
             }
-        };
-        file.write_all_at(bytes, piece.at_in_file).map_err(RestoreError::write(&target.path))?;
-        self.shared.progress.add(u64::from(piece.len));
-        if target.missing.fetch_sub(u64::from(piece.len), Ordering::AcqRel) == u64::from(piece.len) {
-            self.open.remove(&piece.target);
-            self.whole.send(piece.target).map_err(|_| RestoreError::Worker)?;
+        }
+    }
+
+    fn write_gathered(&mut self) -> Result<(), RestoreError> {
+        let Some(Gathering { target: index, at_in_file, len }) = self.gathering.take() else { return Ok(()) };
+        let target = self.shared.targets.get(index as usize).ok_or(RestoreError::Worker)?;
+        let (file, _) = self.open.get(&index).ok_or(RestoreError::Worker)?;
+        let bytes = self.gathered.get(..len).ok_or(RestoreError::Worker)?;
+        file.write_all_at(bytes, at_in_file).map_err(RestoreError::write(&target.path))?;
+        self.written(index, len as u64)
+    }
+
+    /// Hands a file that is whole now to whoever syncs it.
+    fn written(&mut self, index: u32, len: u64) -> Result<(), RestoreError> {
+        self.shared.progress.add(len);
+        let target = self.shared.targets.get(index as usize).ok_or(RestoreError::Worker)?;
+        if target.missing.fetch_sub(len, Ordering::AcqRel) == len {
+            self.open.remove(&index);
+            self.whole.send(index).map_err(|_| RestoreError::Worker)?;
         }
         Ok(())
     }

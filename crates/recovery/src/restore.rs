@@ -140,12 +140,11 @@ fn owner(manifest: &Manifest, notes: &mut Vec<String>) -> Option<(u32, u32)> {
     }
     let user = nix::unistd::User::from_name(&manifest.owner.user).ok().flatten();
     let group = nix::unistd::Group::from_name(&manifest.owner.group).ok().flatten();
-    match user {
-        Some(user) => Some((user.uid.as_raw(), group.map_or(user.gid.as_raw(), |group| group.gid.as_raw()))),
-        None => {
-            notes.push(format!("there is no user `{}` here; the files belong to root", manifest.owner.user));
-            None
-        }
+    if let Some(user) = user {
+        Some((user.uid.as_raw(), group.map_or(user.gid.as_raw(), |group| group.gid.as_raw())))
+    } else {
+        notes.push(format!("there is no user `{}` here; the files belong to root", manifest.owner.user));
+        None
     }
 }
 

@@ -25,12 +25,8 @@ const REPLACED: [&str; 11] = [
 
 /// What keeps a copy from archiving, from streaming from a primary, and from waiting at every commit for a synchronous
 /// standby that only its original has.
-const ISOLATING: [(&str, &str); 4] = [
-    ("archive_mode", "off"),
-    ("primary_conninfo", ""),
-    ("primary_slot_name", ""),
-    ("synchronous_standby_names", ""),
-];
+const ISOLATING: [(&str, &str); 4] =
+    [("archive_mode", "off"), ("primary_conninfo", ""), ("primary_slot_name", ""), ("synchronous_standby_names", "")];
 
 /// What to write.
 #[derive(Debug)]
@@ -59,7 +55,7 @@ impl Recovery<'_> {
                 text.push('\n');
             }
         }
-        let mut set = |name: &str, value: &str| text.push_str(&format!("{name} = {}\n", quote(value)));
+        let mut set = |name: &str, value: &str| text.extend([name, " = ", &quote(value), "\n"]);
         set("restore_command", self.restore_command);
         set("recovery_target_timeline", &self.timeline.to_string());
         set("recovery_target_action", "promote");

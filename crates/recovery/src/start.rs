@@ -73,7 +73,7 @@ pub async fn start(
             () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
         }
     }
-    server.wait_ready(Duration::from_secs(60)).await?;
+    server.wait_ready(Duration::from_mins(1)).await?;
     let replay = begun.elapsed();
     remove_prefetched(&options.to);
     let (timeline, lsn, reason) = end_of_recovery(&options.to, plan)?;

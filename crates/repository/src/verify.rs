@@ -118,9 +118,8 @@ pub async fn verify(
         let mut summaries = Vec::new();
         for entry in repository.snapshots(source).await? {
             report.snapshots += 1;
-            match check_snapshot(keyring, &entry.name, source, &mut uses, &mut report).await? {
-                Some(manifest) => summaries.push(manifest.summary),
-                None => continue,
+            if let Some(manifest) = check_snapshot(keyring, &entry.name, source, &mut uses, &mut report).await? {
+                summaries.push(manifest.summary);
             }
         }
         check_log(keyring, source, &summaries, options, progress, &mut report).await?;

@@ -77,8 +77,13 @@ impl Epoch {
     pub async fn put_map(&self, map: &Map) -> Result<(PackId, u64), RepositoryError> {
         let plain = map.encode();
         // What a reader would refuse must not become part of a snapshot.
-        if Map::decode(&plain).as_ref() != Ok(map) {
-            return Err(RepositoryError::content(Names::MAPS, "the map would not be readable"));
+        match Map::decode(&plain) {
+            Ok(read) if read == *map => {}
+            Ok(_) => return Err(RepositoryError::content(Names::MAPS, "the map would be read as another one")),
+            Err(error) => {
+                let problem = format!("the map would not be readable: {error}");
+                return Err(RepositoryError::content(Names::MAPS, problem));
+            }
         }
         let mut writer = ObjectWriter::new(&self.header(ObjectKind::Map), &self.key, "", plain.len() / 2);
         let mut compressor = compressor();

@@ -1,11 +1,13 @@
-//! How work runs: cancellation, progress, rate limits, retries.
+//! How work runs: cancellation, progress, rate limits, retries, direct I/O.
 
 mod cancel;
+mod direct;
 mod limit;
 mod progress;
 mod retry;
 
 pub use cancel::{Cancel, Cancelled};
+pub use direct::{ALIGNMENT, AlignedBuffer, leave_direct, open_direct};
 pub use limit::RateLimit;
 pub use progress::{Phase, Progress, Reading};
 pub use retry::{Backoff, retry};

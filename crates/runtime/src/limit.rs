@@ -45,7 +45,7 @@ mod tests {
         assert!(waits.windows(2).all(|w| w[0] <= w[1]));
         assert!(waits[9] <= Duration::from_secs(1) && waits[9] >= Duration::from_millis(890), "{:?}", waits[9]);
         // After a long pause nothing is owed, and the pause gives no more than the burst.
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         assert_eq!(limit.debit(100_000, later), Duration::ZERO);
         assert!(limit.debit(1_000_000, later) >= Duration::from_millis(999));
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use holdfast_runtime::{ALIGNMENT, AlignedBuffer, leave_direct, open_direct};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use crate::{Cause, Created, Listed, ObjectName, Store, StoreError};
@@ -75,7 +76,7 @@ impl Directory {
             for entry in entries {
                 let entry = entry?;
                 let age = SystemTime::now().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
-                if age > Duration::from_secs(86_400) {
+                if age > Duration::from_hours(24) {
                     fs::remove_file(entry.path())?;
                 }
             }
@@ -134,10 +135,32 @@ fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
 
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A process of the same id in another container may have left this name; it is nobody's object.
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(path)?;
-    file.write_all(bytes)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o640);
+    if bytes.len() < DIRECT_BYTES {
+        let mut file = options.open(path)?;
+        file.write_all(bytes)?;
+        return file.sync_all();
+    }
+    let (mut file, is_direct) = open_direct(&options, path)?;
+    let mut rest = bytes;
+    if is_direct {
+        let mut buffer = AlignedBuffer::new(DIRECT_BYTES);
+        while let Some((now, later)) = rest.split_at_checked(rest.len().min(DIRECT_BYTES) / ALIGNMENT * ALIGNMENT)
+            && !now.is_empty()
+        {
+            buffer[..now.len()].copy_from_slice(now);
+            file.write_all(&buffer[..now.len()])?;
+            rest = later;
+        }
+        leave_direct(&file)?;
+    }
+    file.write_all(rest)?;
     file.sync_all()
 }
+
+/// Objects of this size and more are written past the page cache, so many bytes at a time.
+const DIRECT_BYTES: usize = 1 << 20;
 
 fn publish(temporary: &Path, target: &Path) -> io::Result<Created> {
     match fs::hard_link(temporary, target) {

@@ -202,8 +202,8 @@ async fn carry_out(
     context.output.result(&result.json(), || result.text())?;
     if archive_mode == Archive::Off {
         context.output.note(
-            "Archiving is off in the restored cluster. If it takes the place of the old one, set `archive_mode` and \
-             take a backup.",
+            "Archiving and synchronous standbys are off in the restored cluster. If it takes the place of the old one, \
+             set `archive_mode` and `synchronous_standby_names`, and take a backup.",
         );
     }
     Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Losses })

@@ -154,8 +154,8 @@ pub(crate) const SETTINGS: [Setting; 15] = [
         key: "synchronous",
         kind: "true or false",
         default: "false",
-        text: "Send and confirm log at once, for a server whose `synchronous_standby_names` names this receiver: then \
-               a commit returns only when its log is in the repository.",
+        text: "Send and confirm log at once, for a server whose `synchronous_standby_names` names this receiver, by its \
+               slot's name: then a commit returns only when its log is in the repository.",
         example: "false",
     },
 ];

@@ -30,7 +30,7 @@ pub(crate) struct Options {
     /// The source's name in the configuration.
     source: String,
 
-    /// Confirm log at once, for a server whose synchronous_standby_names names `holdfast`.
+    /// Confirm log at once, for a server whose synchronous_standby_names names this receiver, by its slot's name.
     #[arg(long)]
     synchronous: bool,
 

@@ -1,0 +1,257 @@
+//! A repository, a configuration, and the program, for one server.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use holdfast_testkit::{
+    PgVersion, Postgres, StopMode, TempRoot, command_as_server_user, own, pg_amcheck, pg_checksums_check, wait_until,
+};
+use serde_json::Value;
+
+use crate::process::Background;
+
+/// How long anything may take that is waited for.
+pub(crate) const BOUND: Duration = Duration::from_mins(1);
+
+/// The name under which `wal receive` is known to the server: its slot's.
+pub(crate) const RECEIVER: &str = "holdfast_chat";
+
+/// What a run of the program left.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Run {
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn says(self, words: &str) -> Self {
+        assert!(self.stderr.contains(words) || self.stdout.contains(words), "no `{words}` in:\n{self:#?}");
+        self
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    }
+}
+
+/// All that protects one server. Everything runs as the servers' user, as a real installation would.
+#[derive(Debug)]
+pub(crate) struct Site {
+    root: TempRoot,
+    version: PgVersion,
+    settings: String,
+    logs: AtomicU32,
+}
+
+impl Site {
+    /// With a new repository for a server.
+    pub(crate) fn protecting(server: &Postgres) -> Self {
+        Self::with(server, |_| String::new())
+    }
+
+    /// With a spool as well.
+    pub(crate) fn with_spool(server: &Postgres) -> Self {
+        Self::with(server, |root| {
+            let spool = root.make_directory("spool");
+            format!("spool = \"{}\"\n", spool.display())
+        })
+    }
+
+    /// With more settings of the source.
+    pub(crate) fn with(server: &Postgres, settings: impl FnOnce(&TempRoot) -> String) -> Self {
+        let root = TempRoot::new();
+        let program = root.join("holdfast");
+        if std::fs::hard_link(env!("CARGO_BIN_EXE_holdfast"), &program).is_err() {
+            std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &program).expect("the program can be copied");
+        }
+        let settings = settings(&root);
+        let site = Self { root, version: server.version().clone(), settings, logs: AtomicU32::new(0) };
+        site.follow(server);
+        let identity = site.path("identity.txt").display().to_string();
+        site.run(&["init", "--new-identity", &identity]).expect(0);
+        site
+    }
+
+    /// Protects this server from now on, such as one that took over.
+    pub(crate) fn follow(&self, server: &Postgres) {
+        let text = format!(
+            "[repository.main]\npath = \"{}\"\nidentity_file = \"{}\"\n\n[source.chat]\nconnection = \"{}\"\n{}",
+            self.repository().display(),
+            self.path("identity.txt").display(),
+            server.conninfo(),
+            self.settings
+        );
+        let path = self.path("holdfast.toml");
+        std::fs::write(&path, text).expect("the sandbox can be written");
+        own(&path);
+    }
+
+    pub(crate) fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub(crate) fn repository(&self) -> PathBuf {
+        self.path("repository")
+    }
+
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.path("spool")
+    }
+
+    /// The program as a command line that PostgreSQL can run.
+    pub(crate) fn shell_command(&self, words: &str) -> String {
+        format!("{} --config {} {words}", self.path("holdfast").display(), self.path("holdfast.toml").display())
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = command_as_server_user(self.path("holdfast"));
+        command.args(arguments).stdin(Stdio::null()).current_dir(self.root.path());
+        command.env("HOLDFAST_CONFIG", self.path("holdfast.toml")).env("HOME", self.root.path());
+        command.env("HOLDFAST_LOG", "info").env("NO_COLOR", "1");
+        command
+    }
+
+    #[track_caller]
+    pub(crate) fn run(&self, arguments: &[&str]) -> Run {
+        Run::of(&self.command(arguments).output().expect("the program can be run"))
+    }
+
+    /// The program in the background.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Background {
+        let number = self.logs.fetch_add(1, Ordering::Relaxed);
+        Background::start(&mut self.command(arguments), self.path(format!("{}-{number}.log", arguments[0])))
+    }
+
+    /// `wal receive`, streaming.
+    #[track_caller]
+    pub(crate) fn receive(&self, server: &Postgres, more: &[&str]) -> Background {
+        let mut receiver = self.start(&[&["wal", "receive", "chat", "--create-slot", "--json"], more].concat());
+        self.await_streaming(server, &mut receiver);
+        receiver
+    }
+
+    #[track_caller]
+    pub(crate) fn await_streaming(&self, server: &Postgres, receiver: &mut Background) {
+        let streams = format!(
+            "select count(*) from pg_stat_replication where application_name = '{RECEIVER}' and state = 'streaming'"
+        );
+        wait_until(BOUND, "the receiver to stream", || {
+            receiver.expect_running();
+            server.try_sql(&streams).is_ok_and(|count| count == "1")
+        });
+    }
+
+    /// Takes a backup; what it reports.
+    #[track_caller]
+    pub(crate) fn backup(&self) -> Value {
+        self.run(&["backup", "chat", "--json"]).expect(0).json()
+    }
+
+    /// How far the log of a timeline is in the repository.
+    #[track_caller]
+    pub(crate) fn durable(&self, timeline: u64) -> u64 {
+        let listed = self.run(&["list", "chat", "--json"]).expect(0).json();
+        let stretches = listed["sources"][0]["log"].as_array().cloned().unwrap_or_default();
+        let stretch = stretches.iter().find(|stretch| stretch["timeline"] == timeline);
+        let end = stretch.and_then(|stretch| stretch["ranges"].as_array()?.last()?["end"].as_str().map(lsn));
+        end.unwrap_or(0)
+    }
+
+    /// Waits until all that the server has written is in the repository.
+    #[track_caller]
+    pub(crate) fn await_durable(&self, server: &Postgres) {
+        let current = server.sql("select pg_current_wal_flush_lsn(), (pg_control_checkpoint()).timeline_id");
+        let (end, timeline) = current.split_once('|').expect("two columns");
+        let (end, timeline) = (lsn(end), timeline.parse().expect("a timeline is a number"));
+        wait_until(BOUND, "the log to be durable", || self.durable(timeline) >= end);
+    }
+
+    /// `verify`, which must find nothing.
+    #[track_caller]
+    pub(crate) fn verify(&self) {
+        self.run(&["verify"]).expect(0).says("everything can be read back");
+    }
+
+    /// The arguments with which a restored cluster is started beside all others.
+    fn start_arguments(&self) -> Vec<String> {
+        let bin = self.version.bin_directory().display().to_string();
+        // Each has a directory for its socket: one that was killed leaves a lock.
+        let number = self.logs.fetch_add(1, Ordering::Relaxed);
+        let socket = self.root.make_directory(format!("socket-{number}")).display().to_string();
+        ["--start", "--bin-dir", &bin, "--socket-dir", &socket, "--port", "5439"].map(str::to_owned).to_vec()
+    }
+
+    /// `restore --start`, without judging how it ended.
+    pub(crate) fn try_restore(&self, name: &str, arguments: &[&str]) -> Run {
+        let to = self.path(name).display().to_string();
+        let start = self.start_arguments();
+        let start: Vec<&str> = start.iter().map(String::as_str).collect();
+        self.run(&[&["restore", "chat", "--json", "--to", &to], &start[..], arguments].concat())
+    }
+
+    /// Restores and starts a cluster, to be taken down when dropped.
+    #[track_caller]
+    pub(crate) fn restore(&self, name: &str, arguments: &[&str]) -> Restored {
+        let report = self.try_restore(name, arguments);
+        let directory = self.path(name);
+        if report.code != Some(0) {
+            let log = std::fs::read_to_string(directory.join("holdfast.start.log")).unwrap_or_default();
+            panic!("{report:#?}\n{log}");
+        }
+        let server = Postgres::attach(&self.version, &directory);
+        Restored { server, report: report.json(), directory }
+    }
+}
+
+/// A cluster that was brought back and runs.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) server: Postgres,
+    pub(crate) report: Value,
+    directory: PathBuf,
+}
+
+impl Restored {
+    /// PostgreSQL's own judges find nothing. The server is stopped, and its directory removed.
+    #[track_caller]
+    pub(crate) fn prove_clean(mut self) {
+        // Without those whose removal has begun.
+        let databases = "select datname from pg_database where datallowconn and datconnlimit <> -2 order by 1";
+        for database in self.server.sql(databases).lines() {
+            pg_amcheck(&self.server, database).unwrap_or_else(|error| panic!("{database}: {error}"));
+        }
+        self.server.stop(StopMode::Fast);
+        pg_checksums_check(self.server.version(), &self.directory).unwrap_or_else(|error| panic!("{error}"));
+        self.discard();
+    }
+
+    /// Takes it down and removes it.
+    pub(crate) fn discard(self) {
+        let Self { mut server, directory, .. } = self;
+        server.stop(StopMode::Immediate);
+        std::fs::remove_dir_all(&directory).expect("it is ours");
+    }
+}
+
+/// A position in the log as a number.
+pub(crate) fn lsn(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').expect("a position has two parts");
+    let number = |digits| u64::from_str_radix(digits, 16).expect("its parts are hexadecimal");
+    number(high) << 32 | number(low)
+}
