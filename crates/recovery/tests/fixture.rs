@@ -1,5 +1,7 @@
 //! A repository of each version of the format that was ever released must be readable for ever.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! A repository as its users see it: made, written, opened with keys, damaged, verified.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! The directory store against the contract, and what is particular to directories.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
+
 use std::sync::Arc;
 
 use bytes::Bytes;
