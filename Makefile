@@ -1,6 +1,6 @@
 # Holdfast's commands. `make` alone lists them.
 
-# Everything but the demo is built with one profile, so that linting and testing share what they can.
+# Linting and testing are done with one profile: they share what they can.
 PROFILE := ci
 # `make` finds cargo also where only a new shell would.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -39,7 +39,7 @@ soak: ## Repeats the random accidents: `make soak ROUNDS=500`, default 50. Takes
 	HOLDFAST_ROUNDS=$(ROUNDS) cargo nextest run --locked -p holdfast --test scenario --cargo-profile $(PROFILE) --profile soak
 
 bench: ## Measures against other tools: `make bench ONLY=full SIZE_GIB=8` a part of it, at that size.
-	scripts/install-deps.sh
+	scripts/install-deps.sh bench
 	cargo build --locked --release -p holdfast -p holdfast-lab
 	python3 bench/run.py $(if $(ONLY),--only $(ONLY)) $(if $(SIZE_GIB),--size-gib $(SIZE_GIB))
 

@@ -3,6 +3,7 @@
 #
 #   install-deps.sh demo    to build it and run the demo
 #   install-deps.sh lint    to build it and run the linters
+#   install-deps.sh bench   to build it and compare it with pgBackRest: Debian's, unless PGBACKREST names another
 #   install-deps.sh         everything, also for the tests
 #
 # Does nothing for what is there already; safe to run any number of times. Starts no service.
@@ -63,6 +64,10 @@ install_packages() {
     case $purpose in
     demo) wanted+=("${servers[@]}") ;;
     lint) wanted+=(shellcheck) ;;
+    bench)
+        wanted+=("${servers[@]}" python3)
+        [[ -n ${PGBACKREST:-} ]] || wanted+=(pgbackrest)
+        ;;
     all) wanted+=("${servers[@]}" "${unpacking[@]}" shellcheck) ;;
     esac
     for package in "${wanted[@]}"; do
@@ -101,7 +106,7 @@ check_rust() {
     fi
     local component
     for component in fmt clippy; do
-        if [[ $purpose != demo ]] && ! cargo "$component" --version >/dev/null 2>&1; then
+        if [[ $purpose == lint || $purpose == all ]] && ! cargo "$component" --version >/dev/null 2>&1; then
             rustup component add "${component/fmt/rustfmt}"
         fi
     done
@@ -112,7 +117,7 @@ check_rust() {
 }
 
 purpose=${1:-all}
-[[ $purpose =~ ^(demo|lint|all)$ ]] || die "there is no purpose '$purpose': demo, lint or all"
+[[ $purpose =~ ^(demo|lint|bench|all)$ ]] || die "there is no purpose '$purpose': demo, lint, bench or nothing"
 [[ -r /etc/debian_version ]] || die "this is not Debian; install PostgreSQL, a C compiler, debootstrap and patchelf by hand"
 install_packages
 check_rust

@@ -1,7 +1,7 @@
 //! `holdfast.toml`: which repositories and sources there are.
 //!
-//! The file is read as it is written ([`file`]), every value is checked ([`validate`]), and what does not fit is shown
-//! with its line. [`reference`] describes every key.
+//! The file is read as it is written ([`mod@file`]), every value is checked ([`validate`]), and what does not fit is shown
+//! with its line. [`mod@reference`] describes every key.
 
 mod error;
 mod file;
