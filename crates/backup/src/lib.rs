@@ -1,7 +1,7 @@
 //! Protecting a PostgreSQL cluster: full backups and the continuous log.
 //!
-//! [`full`] copies a running cluster through the backup API; [`receive`] streams its log from a replication slot;
-//! [`push`] archives single segments for `archive_command`.
+//! [`full()`] copies a running cluster through the backup API; [`receive()`] streams its log from a replication slot;
+//! [`push()`] archives single segments for `archive_command`.
 
 mod assemble;
 mod error;

@@ -1,7 +1,7 @@
 //! Bringing a PostgreSQL cluster back: choosing a snapshot and a way along the log, restoring, replaying, proving.
 //!
-//! [`plan`] decides and touches nothing; [`restore`] carries a plan out; [`start`] brings the result up and says which
-//! point was reached; [`get`] serves segments to `restore_command`.
+//! [`plan()`] decides and touches nothing; [`restore()`] carries a plan out; [`start()`] brings the result up and says which
+//! point was reached; [`get()`] serves segments to `restore_command`.
 
 mod error;
 mod get;

@@ -37,7 +37,7 @@ pub struct Record<'a> {
     pub timeline: Timeline,
     /// The transaction that wrote it; zero for none.
     pub xid: u32,
-    /// Which part of PostgreSQL wrote it, see [`rmgr`](super::rmgr).
+    /// Which part of PostgreSQL wrote it, see [`rmgr`](mod@super::rmgr).
     pub rmgr: u8,
     /// What kind of record it is to that part; the low four bits mean the same to all parts.
     pub info: u8,
