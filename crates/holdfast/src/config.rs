@@ -75,7 +75,7 @@ impl Default for BackupSettings {
 
 impl Default for WalSettings {
     fn default() -> Self {
-        Self { interval: Duration::from_millis(500), synchronous: false }
+        Self { interval: Duration::from_millis(250), synchronous: false }
     }
 }
 

@@ -145,9 +145,9 @@ pub(crate) const SETTINGS: [Setting; 15] = [
         table: WAL,
         key: "interval",
         kind: "time with a unit, from 10ms to 60s",
-        default: "\"500ms\"",
+        default: "\"250ms\"",
         text: "How long log may wait until it is sent to the repository: about what can be lost.",
-        example: "\"500ms\"",
+        example: "\"250ms\"",
     },
     Setting {
         table: WAL,

@@ -23,7 +23,7 @@ fn the_reference_example_is_valid_and_sets_everything() {
     assert_eq!((source.repository.as_str(), source.slot.as_str()), ("main", "holdfast_chat"));
     assert_eq!(source.connection.user(), Some("holdfast"));
     assert_eq!((source.backup.parallel, source.backup.rate_limit), (2, Some(ByteSize::mib(200))));
-    assert_eq!(source.wal.interval, Duration::from_millis(500));
+    assert_eq!(source.wal.interval, Duration::from_millis(250));
     let repository = config.repository_of("chat").unwrap();
     assert_eq!(repository.recipients.as_ref().map(Vec::len), Some(1));
     assert!(source.spool.is_some() && source.data_directory.is_some() && repository.identity_file.is_some());
