@@ -576,8 +576,11 @@ async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
         .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
     let mut received = false;
     if let Some(slot) = &options.slot {
-        let state = client.read_slot(slot).await;
-        received = state.ok().flatten().is_some_and(|state| state.active);
+        match client.read_slot(slot).await {
+            Ok(state) => received = state.is_some_and(|state| state.active),
+            // Not knowing is safe: the backup then streams the log itself.
+            Err(error) => tracing::warn!(slot, %error, "could not find out whether a receiver runs"),
+        }
     }
     if !received {
         let archives = client

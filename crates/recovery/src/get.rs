@@ -25,6 +25,8 @@ pub struct GetOptions {
     pub prefetch_directory: Option<PathBuf>,
     /// Serve what there is of an unfinished segment, with zeros behind: for recovery to the newest point.
     pub partial: bool,
+    /// Recovery stops at this position at the latest, so that log missing after it is no concern.
+    pub until: Option<Lsn>,
 }
 
 /// The answer.
@@ -86,7 +88,8 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
             // Before recovery is told that the log ends here, make sure that it does.
             let view = keyring.repository().log(&options.source, options.lineage).await.map_err(failed)?;
             let timeline = segment.timeline();
-            if view.objects(timeline).iter().any(|object| object.range.end > end) {
+            let is_enough = options.until.is_some_and(|until| end >= until);
+            if !is_enough && view.objects(timeline).iter().any(|object| object.range.end > end) {
                 return Err(GetError::Gap { timeline, at: end });
             }
             match found {

@@ -17,6 +17,6 @@ pub use error::RestoreError;
 pub use get::{GetError, GetOptions, GetOutcome, get, prefetch};
 pub use inspect::inspect_log;
 pub use plan::{Plan, Target, plan};
-pub use points::{RecoverablePoints, TimelinePoints, recoverable};
+pub use points::{RecoverablePoints, RecoverableRange, TimelinePoints, recoverable};
 pub use restore::{ArchiveMode, RestoreOptions, RestoreReport, restore};
-pub use start::{Reached, start};
+pub use start::{Reached, log_file, start};

@@ -5,10 +5,10 @@ use std::fmt;
 use holdfast_format::manifest::{Manifest, Summary};
 use holdfast_format::wal::{CreatedTablespace, Moment};
 use holdfast_repository::{Keyring, Lineage, LogView};
-use holdfast_types::{Lsn, Micros, Segment, SnapshotId, Timeline};
+use holdfast_types::{Lsn, Micros, SnapshotId, Timeline};
 
 use crate::RestoreError;
-use crate::points::Path;
+use crate::points::{Path, first_segment};
 
 /// What to recover to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,11 @@ pub struct Plan {
 impl Plan {
     pub fn summary(&self) -> &Summary {
         &self.manifest.summary
+    }
+
+    /// Where the log may end without harm. Whoever asked for all of it must have all that there is.
+    pub fn until(&self) -> Option<Lsn> {
+        (self.target != Target::Latest).then_some(self.log_to)
     }
 
     /// Bytes of log between the snapshot's start and the target, at the most.
@@ -191,11 +196,6 @@ async fn choose_timeline(
     Ok(chosen)
 }
 
-/// Recovery reads whole segments: the one in which the snapshot began from its beginning.
-fn first_segment(summary: &Summary) -> Lsn {
-    Segment::containing(summary.timeline, summary.start_lsn, summary.segment_size).start(summary.segment_size)
-}
-
 struct Found {
     stop_at: Target,
     log_to: Lsn,
@@ -225,6 +225,10 @@ async fn examine(
     let newest = keyring.moments(&objects).await?.last;
     let found = |stop_at: Target, log_to| Ok(Ok(Found { stop_at, log_to, newest }));
     match target {
+        // Whoever asks for everything must not get less without having said so.
+        Target::Latest if view.end(path.timeline()).is_some_and(|end| end > reach) => Ok(Err(format!(
+            "the log after snapshot {id} has a gap at {reach}, and more behind it; `--lsn {reach}` recovers up to the gap"
+        ))),
         Target::Latest => found(Target::Latest, reach),
         Target::Consistent => found(Target::Consistent, summary.stop_lsn),
         Target::Time(at) if *at < summary.stopped_at => {
@@ -290,16 +294,12 @@ async fn nearest(
     candidates: &[Summary],
 ) -> Result<Vec<String>, RestoreError> {
     let mut nearest = Vec::new();
-    let on_path = |summary: &&Summary| {
-        path.history.contains(summary.timeline, summary.stop_lsn)
-            && path.reach(view, summary.timeline, first_segment(summary)).is_some_and(|reach| reach >= summary.stop_lsn)
-    };
-    let usable: Vec<_> = candidates.iter().filter(on_path).collect();
+    let usable: Vec<_> = candidates.iter().filter(|summary| path.reach_from(view, summary).is_some()).collect();
     if let Some(first) = usable.first() {
         nearest.push(format!("the earliest reachable point is {} (LSN {})", time(first.stopped_at), first.stop_lsn));
     }
     if let Some(last) = usable.last()
-        && let Some(reach) = path.reach(view, last.timeline, first_segment(last))
+        && let Some(reach) = path.reach_from(view, last)
     {
         let objects = path.objects(view, last.timeline, last.start_lsn, reach);
         let commit = keyring.moments(&objects).await?.last;

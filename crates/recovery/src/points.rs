@@ -6,7 +6,7 @@ use holdfast_format::manifest::Summary;
 use holdfast_format::wal::{Moment, RestorePoint};
 use holdfast_pgformat::TimelineHistory;
 use holdfast_repository::{Gap, Keyring, Lineage, LogObject, LogRange, LogView, RepositoryError};
-use holdfast_types::{Lsn, SnapshotId, SystemId, Timeline};
+use holdfast_types::{Lsn, Segment, SnapshotId, SystemId, Timeline};
 use serde::Serialize;
 
 use crate::RestoreError;
@@ -23,6 +23,20 @@ pub struct TimelinePoints {
     pub restore_points: Vec<RestorePoint>,
     /// The snapshots that began on it.
     pub snapshots: Vec<SnapshotId>,
+    /// The moments that can be recovered by following it, each range without a hole; `None` if its history cannot be
+    /// read.
+    pub recoverable: Option<Vec<RecoverableRange>>,
+}
+
+/// Moments that can be recovered one and all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RecoverableRange {
+    /// The end of the oldest snapshot.
+    pub from: Moment,
+    /// The last moment in the log; `None` if the log has no commit after the snapshot.
+    pub to: Option<Moment>,
+    /// The end of the log.
+    pub end: Lsn,
 }
 
 /// What can be recovered of one cluster.
@@ -35,11 +49,13 @@ pub struct RecoverablePoints {
 /// Asks the log's own indexes; an identity that opens them is needed.
 pub async fn recoverable(keyring: &Keyring, source: &str) -> Result<Vec<RecoverablePoints>, RepositoryError> {
     let repository = keyring.repository();
-    let snapshots: Vec<Summary> =
+    let mut snapshots: Vec<Summary> =
         repository.snapshots(source).await?.into_iter().filter_map(|entry| entry.summary.ok()).collect();
+    snapshots.sort_by_key(|snapshot| snapshot.stopped_at);
     let mut clusters = Vec::new();
     for lineage in repository.lineages(source).await? {
         let view = repository.log(source, lineage).await?;
+        let snapshots: Vec<_> = snapshots.iter().filter(|snapshot| snapshot.system_id == lineage.system_id).collect();
         let mut timelines = Vec::new();
         for timeline in view.timelines() {
             let objects = view.objects(timeline);
@@ -54,14 +70,55 @@ pub async fn recoverable(keyring: &Keyring, source: &str) -> Result<Vec<Recovera
                 restore_points: keyring.marks(objects).await?.restore_points,
                 snapshots: snapshots
                     .iter()
-                    .filter(|snapshot| snapshot.system_id == lineage.system_id && snapshot.timeline == timeline)
+                    .filter(|snapshot| snapshot.timeline == timeline)
                     .map(|snapshot| snapshot.id.clone())
                     .collect(),
+                recoverable: ranges(keyring, &view, timeline, &snapshots).await?,
             });
         }
         clusters.push(RecoverablePoints { system_id: lineage.system_id, timelines });
     }
     Ok(clusters)
+}
+
+/// What can be recovered on a timeline, from snapshots on the way to it, the oldest first.
+async fn ranges(
+    keyring: &Keyring,
+    view: &LogView,
+    timeline: Timeline,
+    snapshots: &[&Summary],
+) -> Result<Option<Vec<RecoverableRange>>, RepositoryError> {
+    let path = match Path::to(keyring, &view.source, view.lineage, timeline).await {
+        Ok(path) => path,
+        Err(RestoreError::Repository(error @ (RepositoryError::Store(_) | RepositoryError::Cancelled(_)))) => {
+            return Err(error);
+        }
+        // One damaged history must not hide what the other timelines have.
+        Err(error) => {
+            tracing::warn!(%timeline, %error, "what can be recovered on this timeline is not known");
+            return Ok(None);
+        }
+    };
+    // Snapshots from which the log goes on to the same end are in one range.
+    let mut oldest: BTreeMap<Lsn, &Summary> = BTreeMap::new();
+    for snapshot in snapshots {
+        if let Some(end) = path.reach_from(view, snapshot) {
+            oldest.entry(end).or_insert(snapshot);
+        }
+    }
+    let mut ranges = Vec::new();
+    for (end, snapshot) in oldest {
+        let from = Moment { at: snapshot.stopped_at, lsn: snapshot.stop_lsn };
+        let objects = path.objects(view, snapshot.timeline, snapshot.start_lsn, end);
+        let to = keyring.moments(&objects).await?.last.filter(|last| last.at >= from.at);
+        ranges.push(RecoverableRange { from, to, end });
+    }
+    Ok(Some(ranges))
+}
+
+/// Recovery reads whole segments: the one in which the snapshot began from its beginning.
+pub(crate) fn first_segment(snapshot: &Summary) -> Lsn {
+    Segment::containing(snapshot.timeline, snapshot.start_lsn, snapshot.segment_size).start(snapshot.segment_size)
 }
 
 /// A way through the log: one timeline after the other, each with where it is left for the next.
@@ -113,6 +170,14 @@ impl Path {
             position = position.max(shared);
         }
         reached
+    }
+
+    /// The same from a snapshot; `None` if it is not on the path, or log that it needs is missing.
+    pub(crate) fn reach_from(&self, view: &LogView, snapshot: &Summary) -> Option<Lsn> {
+        if !self.history.contains(snapshot.timeline, snapshot.stop_lsn) {
+            return None;
+        }
+        self.reach(view, snapshot.timeline, first_segment(snapshot)).filter(|reach| *reach >= snapshot.stop_lsn)
     }
 
     /// The objects along the path that hold log between two positions.

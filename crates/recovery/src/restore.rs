@@ -1,7 +1,8 @@
 //! Carrying a plan out: from the repository to a data directory that is ready to be started.
 //!
 //! *Crash.* The control file is written last, under a temporary name first: until then PostgreSQL refuses to start.
-//! A directory that an interrupted restore left holds [`MARKER`], by which a new restore recognises and clears it.
+//! A directory that an interrupted restore left holds [`MARKER`] and no control file, by which a new restore recognises
+//! and clears it; so does a tablespace's directory that the first one names.
 
 use std::fs;
 use std::io::Write as _;
@@ -59,7 +60,8 @@ pub struct RestoreReport {
     pub notes: Vec<String>,
 }
 
-/// Stands in a directory that is being restored; gone before it can be started.
+/// Stands in every directory that is being restored. In the data directory it goes after the control file has come: a
+/// kill between the two leaves a whole cluster, which a new restore refuses to touch.
 pub(crate) const MARKER: &str = "holdfast.restore";
 /// Where the files outside the data directory go, under their former paths.
 const CONFIG_DIRECTORY: &str = "holdfast.config";
@@ -88,9 +90,8 @@ pub async fn restore(
     let pg_control = control::unstartable(&manifest.pg_control)?;
     let mut notes = plan.notes.clone();
     let owner = owner(manifest, &mut notes);
-    let places = tablespace_places(manifest, &options.tablespaces)?;
-
-    refuse_what_is_in_the_way(&options.to)?;
+    let unfinished = refuse_what_is_in_the_way(&options.to)?;
+    let places = tablespace_places(manifest, &options.tablespaces, &unfinished)?;
     refuse_replay_into_other_directories(plan)?;
     let mut maps = Vec::new();
     for reference in &manifest.maps {
@@ -98,7 +99,7 @@ pub async fn restore(
     }
     require_space(&options.to, manifest.summary.bytes + plan.log_bytes().min(1 << 30))?;
     let target = Layout { to: options.to.clone(), owner };
-    target.begin(manifest)?;
+    target.begin(manifest, &places)?;
     let mut config = Vec::new();
     let work = target.prepare(&maps, &places, &mut config)?;
 
@@ -118,8 +119,7 @@ pub async fn restore(
         restore_command: &options.restore_command,
         isolated: options.archive_mode == ArchiveMode::Off,
     };
-    let before = fs::read_to_string(options.to.join("postgresql.auto.conf")).unwrap_or_default();
-    target.write("postgresql.auto.conf", recovery.auto_conf(&before).as_bytes())?;
+    target.write("postgresql.auto.conf", recovery.auto_conf(&read_auto_conf(&options.to)?).as_bytes())?;
     target.write("recovery.signal", b"")?;
     cancel.check()?;
     target.finish(&maps, &places, &pg_control)?;
@@ -148,8 +148,23 @@ fn owner(manifest: &Manifest, notes: &mut Vec<String>) -> Option<(u32, u32)> {
     }
 }
 
-/// Refuses a directory with anything in it, but for what an interrupted restore left.
-fn refuse_what_is_in_the_way(to: &Path) -> Result<(), RestoreError> {
+/// The settings that `ALTER SYSTEM` made. A cluster may do without the file; one that cannot be read is an error, since
+/// what is in it would be lost.
+fn read_auto_conf(to: &Path) -> Result<String, RestoreError> {
+    let path = to.join("postgresql.auto.conf");
+    match fs::read(&path) {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| RestoreError::Snapshot {
+            what: "postgresql.auto.conf",
+            why: "it is not UTF-8, so that recovery's settings cannot be added to it".to_owned(),
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(RestoreError::write(&path)(error)),
+    }
+}
+
+/// Refuses a directory with anything in it, but for what an interrupted restore left. Gives the tablespaces' directories
+/// that such a restore was filling.
+fn refuse_what_is_in_the_way(to: &Path) -> Result<Vec<PathBuf>, RestoreError> {
     match is_running(to) {
         Running::No => {}
         Running::Yes { pid } => return Err(RestoreError::ServerRunning { path: to.to_owned(), pid }),
@@ -157,14 +172,23 @@ fn refuse_what_is_in_the_way(to: &Path) -> Result<(), RestoreError> {
         Running::Unknown { reason } => return Err(RestoreError::ServerUnknown { path: to.to_owned(), reason }),
     }
     let entries = match fs::read_dir(to) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(RestoreError::write(to))?,
     };
-    if entries.count() == 0 || (to.join(MARKER).is_file() && !to.join("global/pg_control").exists()) {
-        return Ok(());
+    if entries.count() == 0 {
+        return Ok(Vec::new());
     }
-    Err(RestoreError::NotEmpty { path: to.to_owned() })
+    let marker = to.join(MARKER);
+    if !marker.is_file() || to.join("global/pg_control").exists() {
+        return Err(RestoreError::NotEmpty { path: to.to_owned() });
+    }
+    let marker = fs::read(&marker).map_err(RestoreError::write(&marker))?;
+    let places = marker.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(TABLESPACE_LINE));
+    Ok(places.map(|place| PathBuf::from(std::ffi::OsStr::from_bytes(place))).collect())
 }
+
+/// Begins the lines of [`MARKER`] that name a tablespace's directory.
+const TABLESPACE_LINE: &[u8] = b"tablespace ";
 
 /// Replaying `CREATE TABLESPACE` empties the directory that it names (tablespace.c, `create_tablespace_directories`). On
 /// the machine of a live cluster that would be the live cluster's.
@@ -201,6 +225,7 @@ fn require_space(to: &Path, needed: u64) -> Result<(), RestoreError> {
 fn tablespace_places(
     manifest: &Manifest,
     wanted: &[(String, PathBuf)],
+    unfinished: &[PathBuf],
 ) -> Result<Vec<(Tablespace, PathBuf)>, RestoreError> {
     let matches =
         |space: &Tablespace, key: &str| space.oid.to_string() == key || space.name == key || space.location == key;
@@ -215,7 +240,8 @@ fn tablespace_places(
         let wanted = wanted.iter().find(|(key, _)| matches(space, key));
         let place = wanted.map_or_else(|| PathBuf::from(&space.location), |(_, place)| place.clone());
         let place = std::path::absolute(&place).map_err(RestoreError::write(&place))?;
-        if fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some()) {
+        let is_ours = unfinished.contains(&place) && place.join(MARKER).is_file();
+        if !is_ours && fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(RestoreError::TablespaceInUse { oid: space.oid, name: space.name.clone(), path: place });
         }
         places.push((space.clone(), place));
@@ -240,24 +266,29 @@ struct Layout {
 }
 
 impl Layout {
-    fn begin(&self, manifest: &Manifest) -> Result<(), RestoreError> {
-        let at = RestoreError::write;
-        if self.to.join(MARKER).is_file() {
-            // The marker goes last: until then this stays recognisable as an unfinished restore.
-            for entry in fs::read_dir(&self.to).map_err(at(&self.to))? {
-                let path = entry.map_err(at(&self.to))?.path();
-                if path.file_name().is_none_or(|name| name != MARKER) {
-                    let is_folder = fs::symlink_metadata(&path).map_err(RestoreError::write(&path))?.is_dir();
-                    let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                    removed.map_err(RestoreError::write(&path))?;
-                }
-            }
+    fn begin(&self, manifest: &Manifest, places: &[(Tablespace, PathBuf)]) -> Result<(), RestoreError> {
+        // Tablespaces first: the marker of the data directory is what says that theirs may be cleared.
+        for (_, place) in places {
+            clear_unfinished(place)?;
         }
+        clear_unfinished(&self.to)?;
         self.directory(&self.to, 0o700)?;
-        let text =
-            format!("Snapshot {} is being restored here; this directory is not complete.\n", manifest.summary.id);
-        self.write(MARKER, text.as_bytes())?;
-        sync(&self.to)
+        let mut text =
+            format!("Snapshot {} is being restored here; this directory is not complete.\n", manifest.summary.id)
+                .into_bytes();
+        for (_, place) in places {
+            text.extend_from_slice(TABLESPACE_LINE);
+            text.extend_from_slice(place.as_os_str().as_bytes());
+            text.push(b'\n');
+        }
+        self.write(MARKER, &text)?;
+        sync(&self.to)?;
+        for (_, place) in places {
+            self.directory(place, 0o700)?;
+            self.write_to(&place.join(MARKER), &text)?;
+            sync(place)?;
+        }
+        Ok(())
     }
 
     fn chown(&self, path: &Path) -> Result<(), RestoreError> {
@@ -280,15 +311,18 @@ impl Layout {
 
     /// Writes a small file durably.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
-        let path = self.to.join(name);
+        self.write_to(&self.to.join(name), bytes)
+    }
+
+    fn write_to(&self, path: &Path, bytes: &[u8]) -> Result<(), RestoreError> {
         let write = || {
-            let mut file = fs::File::create(&path)?;
+            let mut file = fs::File::create(path)?;
             file.write_all(bytes)?;
             file.set_permissions(fs::Permissions::from_mode(0o600))?;
             file.sync_all()
         };
-        write().map_err(RestoreError::write(&path))?;
-        self.chown(&path)
+        write().map_err(RestoreError::write(path))?;
+        self.chown(path)
     }
 
     /// Where a path of the snapshot goes.
@@ -311,9 +345,6 @@ impl Layout {
         config: &mut Vec<PathBuf>,
     ) -> Result<Work, RestoreError> {
         let mut work = Work::default();
-        for (_, place) in places {
-            self.directory(place, 0o700)?;
-        }
         for (map, entry) in maps.iter().flat_map(|map| map.entries.iter().map(move |entry| (map, entry))) {
             let path = self.place(&entry.path);
             match &entry.kind {
@@ -379,16 +410,38 @@ impl Layout {
             }
         }
         for (_, place) in places {
-            sync(place)?;
+            remove_marker(place)?;
         }
-        let marker = self.to.join(MARKER);
-        fs::remove_file(&marker).map_err(RestoreError::write(&marker))?;
-        sync(&self.to)?;
         self.write("global/pg_control.holdfast", pg_control)?;
         let (temporary, path) = (self.to.join("global/pg_control.holdfast"), self.to.join("global/pg_control"));
         fs::rename(&temporary, &path).map_err(RestoreError::write(&path))?;
-        sync(&self.to.join("global"))
+        sync(&self.to.join("global"))?;
+        remove_marker(&self.to)
     }
+}
+
+/// Removes what an interrupted restore left in a directory. The marker goes last: until then the directory stays
+/// recognisable.
+fn clear_unfinished(directory: &Path) -> Result<(), RestoreError> {
+    let at = RestoreError::write;
+    if !directory.join(MARKER).is_file() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(directory).map_err(at(directory))? {
+        let path = entry.map_err(at(directory))?.path();
+        if path.file_name().is_none_or(|name| name != MARKER) {
+            let is_folder = fs::symlink_metadata(&path).map_err(RestoreError::write(&path))?.is_dir();
+            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(RestoreError::write(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_marker(directory: &Path) -> Result<(), RestoreError> {
+    let marker = directory.join(MARKER);
+    fs::remove_file(&marker).map_err(RestoreError::write(&marker))?;
+    sync(directory)
 }
 
 fn sync(directory: &Path) -> Result<(), RestoreError> {

@@ -81,8 +81,8 @@ pub async fn start(
     Ok(Reached { lsn, commit, timeline, reason, replay })
 }
 
-/// Beside the data directory, so that it is no part of it.
-fn log_file(data_directory: &Path) -> PathBuf {
+/// What a server that [`start()`] started says. In the data directory, where its user can write.
+pub fn log_file(data_directory: &Path) -> PathBuf {
     data_directory.join("holdfast.start.log")
 }
 

@@ -12,6 +12,10 @@ pub enum RepositoryError {
     #[error("there is no repository in {location}")]
     NotARepository { location: String },
 
+    /// There are objects of a repository, and nothing says which and for whom.
+    #[error("the repository in {location} has lost its configuration, `config/`")]
+    ConfigMissing { location: String },
+
     #[error("there is a repository in {location} already")]
     AlreadyARepository { location: String },
 
@@ -28,7 +32,7 @@ pub enum RepositoryError {
         source: OpenError,
     },
 
-    #[error("object `{name}` is authentic and yet cannot be understood")]
+    #[error("object `{name}` does not hold what it should")]
     Content {
         name: String,
         #[source]
@@ -77,6 +81,15 @@ impl RepositoryError {
     /// No space is left in the store.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_full())
+    }
+
+    /// The repository's configuration is damaged or missing, so that nothing in it can be opened.
+    pub fn is_config_lost(&self) -> bool {
+        match self {
+            Self::ConfigMissing { .. } => true,
+            Self::Content { name, .. } => name.starts_with("config/"),
+            _ => false,
+        }
     }
 
     pub(crate) fn content(name: impl ToString, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {

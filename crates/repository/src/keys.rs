@@ -100,7 +100,7 @@ fn seal(encryptor: age::Encryptor, plain: &[u8]) -> Result<Vec<u8>, IdentityErro
         writer.write_all(plain)?;
         writer.finish()
     });
-    outcome.map_err(|error| IdentityError::Seal(error.to_string()))?;
+    outcome.map_err(|error| IdentityError::Seal(format!("{error:?}")))?;
     Ok(sealed)
 }
 
@@ -178,7 +178,7 @@ pub(crate) fn seal_epoch_key(
         })
         .collect::<Result<Vec<_>, _>>()?;
     let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|recipient| recipient as _))
-        .map_err(|error| IdentityError::Seal(error.to_string()))?;
+        .map_err(|error| IdentityError::Seal(format!("{error:?}")))?;
     let secret: String = key.secret().iter().map(|byte| format!("{byte:02x}")).collect();
     let text = format!("{KEY_HEADING}\nrepository {repository}\nepoch {}\nkey {secret}\n", key.id);
     seal(encryptor, text.as_bytes())
@@ -199,7 +199,7 @@ pub(crate) fn open_epoch_key(
 ) -> Result<EpochKey, OpenKeyError> {
     let plain = open(sealed, identities.iter()).map_err(|error| match error {
         age::DecryptError::NoMatchingKeys => OpenKeyError::NoMatch,
-        error => OpenKeyError::Damaged(error.to_string()),
+        error => OpenKeyError::Damaged(why_not_decrypted(&error).to_owned()),
     })?;
     let text = String::from_utf8(plain).map_err(|_| OpenKeyError::Damaged("it is not text".to_owned()))?;
     // Recipients are public, so anybody can seal a key file: it has to say what it is for.
@@ -211,6 +211,19 @@ pub(crate) fn open_epoch_key(
         hex.parse().map_err(|_| OpenKeyError::Damaged("the key in it is no key".to_owned()))?;
     let key = EpochKey::new(*key.as_bytes());
     if key.id == epoch { Ok(key) } else { Err(OpenKeyError::Damaged("it is the key of another epoch".to_owned())) }
+}
+
+/// In our words: the library looks its own up in a translation, and panics where it finds none.
+const fn why_not_decrypted(error: &age::DecryptError) -> &'static str {
+    use age::DecryptError as Error;
+    match error {
+        Error::InvalidHeader => "its header is no age header",
+        Error::InvalidMac => "its header was changed: its authentication code is wrong",
+        Error::UnknownFormat => "it is no age file, or one of a newer version",
+        Error::ExcessiveWork { .. } => "it asks for more work than a passphrase needs",
+        Error::Io(_) => "it ends too early",
+        _ => "it cannot be decrypted",
+    }
 }
 
 #[cfg(test)]

@@ -62,7 +62,13 @@ impl Repository {
             digits.parse().ok().filter(|generation| Names::config(*generation) == *name)
         };
         let newest = configs.await?.iter().filter_map(|listed| generation(&listed.name)).max();
-        let newest: u32 = newest.ok_or(RepositoryError::NotARepository { location })?;
+        let newest: u32 = match newest {
+            Some(newest) => newest,
+            None if store.list(Names::KEYS, None, 1).await?.is_empty() => {
+                return Err(RepositoryError::NotARepository { location });
+            }
+            None => return Err(RepositoryError::ConfigMissing { location }),
+        };
         let name = Names::config(newest);
         let bytes = store.read(&name).await?;
         let config = Self::decode_config(&*store, &name, &bytes)?;

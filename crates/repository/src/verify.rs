@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::{Keyring, Lineage, LogObject, LogView, Names, RepositoryError};
+use crate::{Keyring, Lineage, LogObject, LogRange, LogView, Names, RepositoryError};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -52,6 +52,13 @@ pub struct VerifyReport {
 impl VerifyReport {
     pub fn has_errors(&self) -> bool {
         self.findings.iter().any(|finding| finding.severity == Severity::Error)
+    }
+
+    /// For a repository that cannot even be opened.
+    pub fn unusable(error: &RepositoryError) -> Self {
+        let mut report = Self::default();
+        report.error(Names::CONFIG, chain(error), vec!["everything in the repository".to_owned()]);
+        report
     }
 
     fn error(&mut self, object: impl ToString, problem: impl ToString, affects: Vec<String>) {
@@ -311,11 +318,38 @@ async fn check_log(
         let view = repository.log(source, lineage).await?;
         let damaged = read_all_log(keyring, &view, options, progress, report).await?;
         check_reach(&view, snapshots, &damaged, report);
+        check_partials(keyring, source, lineage, report).await?;
         for timeline in &view.histories {
             if let Err(error) = keyring.history(source, lineage, *timeline).await {
                 let name = Names::history(source, lineage, *timeline);
                 report.error(name, finding_or_failure(error)?, vec![format!("recovery along timeline {timeline}")]);
             }
+        }
+    }
+    Ok(())
+}
+
+/// The unfinished last segments of timelines, which recovery takes where there is nothing better.
+async fn check_partials(
+    keyring: &Keyring,
+    source: &str,
+    lineage: Lineage,
+    report: &mut VerifyReport,
+) -> Result<(), RepositoryError> {
+    for listed in keyring.repository().list(&format!("{}/{source}/{lineage}", Names::PARTIAL)).await? {
+        let file = listed.name.file_name().strip_suffix(".partial").unwrap_or_default();
+        let Ok(segment) = Segment::parse(file, lineage.segment_size) else {
+            report.error(&listed.name, "the name is no partial segment's", Vec::new());
+            continue;
+        };
+        report.log_objects += 1;
+        report.bytes += listed.size;
+        let size = lineage.segment_size;
+        let range = LogRange { start: segment.start(size), end: segment.end(size) };
+        let object = LogObject { name: listed.name, kind: ObjectKind::WalSegment, segment, range, size: listed.size };
+        if let Err(error) = keyring.read_log(&object).await {
+            let affects = vec![format!("recovery to the end of timeline {}", segment.timeline())];
+            report.error(&object.name, finding_or_failure(error)?, affects);
         }
     }
     Ok(())

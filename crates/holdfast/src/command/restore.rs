@@ -1,7 +1,7 @@
 mod command_line;
 mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use holdfast_recovery::{ArchiveMode, Plan, RestoreOptions, Target};
@@ -117,7 +117,7 @@ fn tablespace(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
-/// Says what to recover to, and how a time was understood.
+/// Says what to recover to, and how a time was understood that left its zone open.
 fn target(options: &TargetOptions) -> Result<(Target, Option<SnapshotId>, Option<String>), Failure> {
     let TargetOptions { at, lsn, name, latest, snapshot } = options;
     let base = snapshot.clone();
@@ -125,9 +125,8 @@ fn target(options: &TargetOptions) -> Result<(Target, Option<SnapshotId>, Option
         (Some(text), ..) => {
             let understood = time::parse(text, &TimeZone::system())
                 .map_err(|problem| CommandError::Usage { problem: format!("--at: {problem}"), hint: None })?;
-            let zone = understood.zone.map(|zone| format!(" ({zone})")).unwrap_or_default();
-            let remark = format!("`{text}` is taken as {}{zone}", time::show(understood.at));
-            (Target::Time(understood.at), base, Some(remark))
+            let taken = |zone| format!("`{text}` is taken as {} ({zone})", time::show(understood.at));
+            (Target::Time(understood.at), base, understood.zone.map(taken))
         }
         (_, Some(lsn), ..) => (Target::Lsn(*lsn), base, None),
         (_, _, Some(name), ..) => (Target::Name(name.clone()), base, None),
@@ -169,7 +168,7 @@ async fn carry_out(
     options: Options,
 ) -> Result<Exit, Failure> {
     let Options { source, to, tablespaces, parallel, archive_mode, start, bin_dir, port, socket_dir, .. } = options;
-    let to = std::path::absolute(&to).map_err(CommandError::file("find", &to))?;
+    let to = absolute(&to)?;
     let restore_options = RestoreOptions {
         to: to.clone(),
         parallel: parallel.unwrap_or_else(default_parallel),
@@ -178,10 +177,11 @@ async fn carry_out(
             Archive::Off => ArchiveMode::Off,
             Archive::Preserve => ArchiveMode::Preserve,
         },
-        restore_command: command_line::restore_command(&config.path, &source, plan.lineage)?,
-        bin_directory: bin_dir,
+        restore_command: command_line::restore_command(&config.path, &source, plan.lineage, plan.until())?,
+        // PostgreSQL and its programs run in other directories than this one.
+        bin_directory: bin_dir.as_deref().map(absolute).transpose()?,
         port,
-        socket_directory: socket_dir,
+        socket_directory: socket_dir.as_deref().map(absolute).transpose()?,
     };
     command_line::prove(&restore_options.restore_command, &plan.manifest.owner.user)?;
     let progress = Progress::new();
@@ -189,24 +189,38 @@ async fn carry_out(
     let report = holdfast_recovery::restore(keyring, plan, &restore_options, &progress, &context.cancel).await;
     drop(shown);
     let report = report.doing(|| format!("could not restore `{source}` to {}", to.display()))?;
-    let reached = if start {
+    let started = if start {
         let progress = Progress::new();
         let shown = context.show(&progress);
-        let reached = holdfast_recovery::start(keyring, plan, &restore_options, &progress, &context.cancel).await;
+        let started = holdfast_recovery::start(keyring, plan, &restore_options, &progress, &context.cancel).await;
         drop(shown);
-        Some(reached.doing(|| format!("restored `{source}` to {}, and could not start it", to.display()))?)
+        Some(started)
     } else {
         None
     };
-    let result = text::Result { plan, report: &report, reached: reached.as_ref(), to: &to };
+    // The files are whole, whatever became of the start.
+    let end = match &started {
+        None => text::End::Restored,
+        Some(Ok(reached)) => text::End::Reached(reached),
+        Some(Err(_)) => text::End::not_started(&to),
+    };
+    let result = text::Result { plan, report: &report, end, to: &to };
     context.output.result(&result.json(), || result.text())?;
     if archive_mode == Archive::Off {
-        context.output.note(
+        context.output.note(&format!(
             "Archiving and synchronous standbys are off in the restored cluster. If it takes the place of the old one, \
-             set `archive_mode` and `synchronous_standby_names`, and take a backup.",
-        );
+             set `archive_mode` and `synchronous_standby_names`, run `holdfast wal receive {source} --create-slot` (slots \
+             are not restored), and take a backup."
+        ));
+    }
+    if let Some(started) = started {
+        started.doing(|| format!("restored `{source}` to {}, and could not start it", to.display()))?;
     }
     Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Losses })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    Ok(std::path::absolute(path).map_err(CommandError::file("find", path))?)
 }
 
 #[cfg(test)]
@@ -228,7 +242,9 @@ mod tests {
         assert!(matches!(latest, Target::Latest) && base == Some(id));
         let (at, _, remark) = chosen(TargetOptions { at: Some("2026-11-21T11:15:00+01:00".into()), ..options() });
         assert!(matches!(at, Target::Time(at) if time::show(at) == "2026-11-21 10:15:00Z"));
-        assert!(remark.unwrap().contains("2026-11-21 10:15:00Z"));
+        assert_eq!(remark, None);
+        let (_, _, remark) = chosen(TargetOptions { at: Some("2026-11-21 11:15:00".into()), ..options() });
+        assert!(remark.unwrap().starts_with("`2026-11-21 11:15:00` is taken as 2026-11-2"));
         assert!(target(&TargetOptions { at: Some("soon".into()), ..options() }).is_err());
     }
 

@@ -1,5 +1,7 @@
+use std::error::Error;
+
 use clap::Args;
-use holdfast_repository::{Severity, VerifyOptions, VerifyReport, verify};
+use holdfast_repository::{RepositoryError, Severity, VerifyOptions, VerifyReport, verify};
 use holdfast_runtime::Progress;
 
 use crate::config::{RepositorySettings, default_parallel};
@@ -46,7 +48,16 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     };
     let mut results = Vec::new();
     for settings in repositories {
-        let keyring = context.keyring(settings).await?;
+        let keyring = match context.keyring(settings).await {
+            Ok(keyring) => keyring,
+            Err(failure) => match lost_config(&*failure) {
+                Some(error) => {
+                    results.push((settings.name.clone(), VerifyReport::unusable(error)));
+                    continue;
+                }
+                None => return Err(failure),
+            },
+        };
         let progress = Progress::new();
         let shown = context.show(&progress);
         let report = verify(&keyring, &options, &progress).await;
@@ -67,10 +78,21 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     Ok(if has_errors { Exit::Losses } else { Exit::Done })
 }
 
+/// A repository whose configuration is lost is a finding, as any other damage is.
+fn lost_config<'a>(failure: &'a (dyn Error + 'static)) -> Option<&'a RepositoryError> {
+    std::iter::successors(Some(failure), |error: &&(dyn Error + 'static)| (*error).source())
+        .find_map(|error| error.downcast_ref::<RepositoryError>())
+        .filter(|error| error.is_config_lost())
+}
+
 fn text(name: &str, report: &VerifyReport) -> String {
     let VerifyReport { snapshots, packs, maps, log_objects, bytes, findings } = report;
     let mut text = format!(
-        "repository `{name}`: {snapshots} snapshots, {packs} packs, {maps} maps, {log_objects} log objects, {} read\n",
+        "repository `{name}`: {}, {}, {}, {}, {} read\n",
+        table::count(*snapshots, "snapshot"),
+        table::count(*packs, "pack"),
+        table::count(*maps, "map"),
+        table::count(*log_objects, "log object"),
         table::size(*bytes)
     );
     let mut findings: Vec<_> = findings.iter().collect();

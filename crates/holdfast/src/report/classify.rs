@@ -117,6 +117,11 @@ pub(super) fn repository(error: &RepositoryError) -> Verdict {
             Exit::NoRepository,
             "Is the right `path` configured, and is it mounted? `holdfast init` makes a new repository.",
         ),
+        error if error.is_config_lost() => verdict(
+            Exit::NoRepository,
+            "Bring the objects under `config/` back from a copy of the repository: nothing else was touched, and nothing \
+             can be read without them.",
+        ),
         RepositoryError::AlreadyARepository { .. } => {
             verdict(Exit::InTheWay, "It is left as it is. Use it, or choose another `path`.")
         }

@@ -5,7 +5,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use holdfast_testkit::{Postgres, StopMode, default_version, wait_until};
+use jiff::{SignedDuration, Timestamp};
 
+use crate::run::lsn;
 use crate::sandbox::Sandbox;
 
 #[test]
@@ -52,7 +54,7 @@ fn a_cluster_is_protected_lost_and_brought_back() {
     assert!(status.success() && said.contains("\"durable\""), "{status}: {said}{logged}");
     server.stop(StopMode::Immediate);
 
-    sandbox.run(&["list", "chat"]).expect(0).says(&id).says("before");
+    sandbox.run(&["list", "chat"]).expect(0).says(&id).says("before").says("\nrecoverable from ");
     sandbox.run(&["show", "chat", &id]).expect(0).says("PostgreSQL").says("data directory");
     sandbox.run(&["show", "chat", "20200101T000000Z-00000000"]).expect(1).says("holdfast list chat");
     sandbox.run(&["verify"]).expect(0).says("everything can be read back");
@@ -62,12 +64,28 @@ fn a_cluster_is_protected_lost_and_brought_back() {
     restore(&["--at", "2099-01-01T00:00:00Z"]).expect(4).says("the newest reachable point is");
     restore(&["--name", "after", "--json"]).expect(4);
     restore(&["--name", "before", "--dry-run"]).expect(0).says(&id).says("restore point `before`");
+    // Both ends of what is said to be recoverable are, and not a microsecond more.
+    let listed = sandbox.run(&["list", "chat", "--json"]).expect(0).json();
+    let range = &listed["sources"][0]["log"][0]["recoverable"][0];
+    for (end, beyond) in [("from", -1), ("to", 1)] {
+        let end: Timestamp = range[end].as_str().unwrap_or_else(|| panic!("{listed}")).parse().unwrap();
+        let planned = restore(&["--at", &end.to_string(), "--dry-run"]).expect(0).says("everything committed up to ");
+        assert!(planned.stdout.contains("could reach    up to "), "{planned:#?}");
+        // The zone was given.
+        assert!(!planned.stderr.contains("is taken as"), "{planned:#?}");
+        let beyond = end + SignedDuration::from_micros(beyond);
+        restore(&["--at", &beyond.to_string(), "--dry-run"]).expect(4);
+    }
     assert!(!sandbox.path("restored").exists());
     let bin = version.bin_directory().display().to_string();
     let socket = sandbox.path("").display().to_string();
-    let start = ["--start", "--bin-dir", &bin, "--socket-dir", &socket, "--port", "5439"];
-    let restored = restore(&[&["--name", "before", "--json"], &start[..]].concat()).expect(0).json();
-    assert_eq!(restored["reached"]["timeline"], 2, "{restored}");
+    // Where this runs is the directory of the socket.
+    let start = ["--start", "--bin-dir", &bin, "--socket-dir", ".", "--port", "5439"];
+    restore(&[&["--name", "before"], &start[..]].concat())
+        .expect(0)
+        .says("now on timeline 2")
+        .says("PostgreSQL says: at restore point \"before\"")
+        .says("`holdfast wal receive chat --create-slot`");
     restore(&[]).expect(11).says("a server is running");
     let mut psql = std::process::Command::new(version.bin("psql"));
     psql.args(["-h", &socket, "-p", "5439", "-U", "postgres", "-d", "postgres", "-Atc", "select count(*) from t"]);
@@ -101,10 +119,4 @@ fn cancelled_backups_end_cleanly(sandbox: &Sandbox, server: &Postgres) {
     assert_eq!(status.code(), Some(130), "{status}");
     let listed = sandbox.run(&["list", "chat", "--json"]).expect(0).json();
     assert_eq!(listed["sources"][0]["snapshots"].as_array().map(Vec::len), Some(0), "{listed}");
-}
-
-fn lsn(text: &str) -> (u64, u64) {
-    let (high, low) = text.split_once('/').expect("a position has two parts");
-    let number = |digits| u64::from_str_radix(digits, 16).expect("its parts are hexadecimal");
-    (number(high), number(low))
 }

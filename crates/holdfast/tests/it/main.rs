@@ -5,5 +5,8 @@ mod exit_codes;
 mod help;
 mod keys;
 mod lifecycle;
+mod remarks;
+#[path = "../shared/run.rs"]
+mod run;
 mod sandbox;
 mod server_refusals;

@@ -1,9 +1,11 @@
 //! A directory with a configuration, and runs of the program in it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use holdfast_testkit::{TempRoot, command_as_server_user};
+
+use crate::run::{Run, install};
 
 pub(crate) struct Sandbox {
     root: TempRoot,
@@ -17,38 +19,6 @@ enum User {
     /// The servers' user, who reads data directories and runs `restore_command`. The program is in the sandbox, where
     /// this user can reach it.
     Server,
-}
-
-/// What a run of the program left.
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Run {
-    fn of(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program speaks UTF-8");
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-    }
-
-    #[track_caller]
-    pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
-        self
-    }
-
-    #[track_caller]
-    pub(crate) fn says(self, words: &str) -> Self {
-        assert!(self.stderr.contains(words) || self.stdout.contains(words), "no `{words}` in:\n{self:#?}");
-        self
-    }
-
-    #[track_caller]
-    pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
-    }
 }
 
 impl Sandbox {
@@ -76,10 +46,7 @@ impl Sandbox {
     /// The same for the servers' user.
     pub(crate) fn for_servers() -> Self {
         let mut sandbox = Self::new();
-        let program = sandbox.path("holdfast");
-        if std::fs::hard_link(env!("CARGO_BIN_EXE_holdfast"), &program).is_err() {
-            std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &program).expect("the program can be copied");
-        }
+        install(&sandbox.root);
         sandbox.user = User::Server;
         let identity = sandbox.path("identity.txt").display().to_string();
         sandbox.run(&["init", "--new-identity", &identity]).expect(0);
@@ -115,6 +82,6 @@ impl Sandbox {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Run {
-        Run::of(self.command(arguments).output().expect("the program can be run"))
+        Run::of(&mut self.command(arguments))
     }
 }

@@ -16,12 +16,15 @@ mod chance;
 mod changes;
 mod damage;
 mod kills;
+mod leftovers;
 mod load;
 mod loss;
 mod moments;
 mod mount;
 mod pages;
 mod process;
+#[path = "../shared/run.rs"]
+mod run;
 mod site;
 mod standby;
 mod store;

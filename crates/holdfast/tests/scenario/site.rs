@@ -1,7 +1,7 @@
 //! A repository, a configuration, and the program, for one server.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -11,44 +11,14 @@ use holdfast_testkit::{
 use serde_json::Value;
 
 use crate::process::Background;
+pub(crate) use crate::run::lsn;
+use crate::run::{Run, install};
 
 /// How long anything may take that is waited for.
 pub(crate) const BOUND: Duration = Duration::from_mins(1);
 
 /// The name under which `wal receive` is known to the server: its slot's.
 pub(crate) const RECEIVER: &str = "holdfast_chat";
-
-/// What a run of the program left.
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) code: Option<i32>,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Run {
-    fn of(output: &Output) -> Self {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Self { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
-    }
-
-    #[track_caller]
-    pub(crate) fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
-        self
-    }
-
-    #[track_caller]
-    pub(crate) fn says(self, words: &str) -> Self {
-        assert!(self.stderr.contains(words) || self.stdout.contains(words), "no `{words}` in:\n{self:#?}");
-        self
-    }
-
-    #[track_caller]
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
-    }
-}
 
 /// All that protects one server. Everything runs as the servers' user, as a real installation would.
 #[derive(Debug)]
@@ -76,10 +46,7 @@ impl Site {
     /// With more settings of the source.
     pub(crate) fn with(server: &Postgres, settings: impl FnOnce(&TempRoot) -> String) -> Self {
         let root = TempRoot::new();
-        let program = root.join("holdfast");
-        if std::fs::hard_link(env!("CARGO_BIN_EXE_holdfast"), &program).is_err() {
-            std::fs::copy(env!("CARGO_BIN_EXE_holdfast"), &program).expect("the program can be copied");
-        }
+        install(&root);
         let settings = settings(&root);
         let site = Self { root, version: server.version().clone(), settings, logs: AtomicU32::new(0) };
         site.follow(server);
@@ -129,7 +96,7 @@ impl Site {
 
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> Run {
-        Run::of(&self.command(arguments).output().expect("the program can be run"))
+        Run::of(&mut self.command(arguments))
     }
 
     /// The program in the background.
@@ -247,11 +214,4 @@ impl Restored {
         server.stop(StopMode::Immediate);
         std::fs::remove_dir_all(&directory).expect("it is ours");
     }
-}
-
-/// A position in the log as a number.
-pub(crate) fn lsn(text: &str) -> u64 {
-    let (high, low) = text.split_once('/').expect("a position has two parts");
-    let number = |digits| u64::from_str_radix(digits, 16).expect("its parts are hexadecimal");
-    number(high) << 32 | number(low)
 }

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use holdfast_lab::Report;
 use holdfast_testkit::{Postgres, StopMode, default_version, wait_until};
 
 use crate::load::{Load, await_writes};
 use crate::mount::{SmallDisk, in_private_namespace};
+use crate::process::Background;
 use crate::site::{BOUND, Site};
 
 /// What may be lost with the server while the receiver streams.
@@ -37,6 +39,17 @@ fn bring_back(site: &Site) {
     std::fs::rename(site.path("away"), site.repository()).expect("the repository can be moved");
 }
 
+/// Brings the cluster back with at most so many seconds lost; all that is left is whole.
+#[track_caller]
+fn recover(site: &Site, load: &Load, receiver: Background, seconds: f64) -> Report {
+    let restored = site.restore("restored", &[]);
+    let report = load.expect_loss_within(&restored.server, seconds);
+    restored.prove_clean();
+    receiver.stop();
+    site.verify();
+    report
+}
+
 #[test]
 fn the_store_is_away_and_the_spool_takes_the_log() {
     let mut server = Postgres::build(&default_version()).start();
@@ -57,12 +70,7 @@ fn the_store_is_away_and_the_spool_takes_the_log() {
     running.wait().expect("the lab runs");
     wait_until(BOUND, "the receiver to notice", || receiver.said("was interrupted") > 0);
     wait_until(BOUND, "the spool to be empty", || objects(&site.spool()) == 0);
-
-    let restored = site.restore("restored", &[]);
-    load.expect_loss_within(&restored.server, LOSS_SECONDS);
-    restored.prove_clean();
-    receiver.stop();
-    site.verify();
+    recover(&site, &load, receiver, LOSS_SECONDS);
 }
 
 /// The worst of days: the store is away, the server dies, the receiver dies. What was spooled is brought to the
@@ -88,12 +96,7 @@ fn the_server_is_lost_while_the_store_is_away() {
     bring_back(&site);
     let receiver = site.start(&["wal", "receive", "chat", "--json"]);
     wait_until(BOUND, "the spool to be empty", || objects(&site.spool()) == 0);
-
-    let restored = site.restore("restored", &[]);
-    load.expect_loss_within(&restored.server, LOSS_SECONDS);
-    restored.prove_clean();
-    receiver.stop();
-    site.verify();
+    recover(&site, &load, receiver, LOSS_SECONDS);
 }
 
 #[test]
@@ -113,12 +116,7 @@ fn without_a_spool_the_server_keeps_the_log() {
     await_writes(&running, 500);
     running.stop().expect("the lab runs");
     site.await_durable(&server);
-
-    let restored = site.restore("restored", &[]);
-    assert_eq!(load.expect_loss_within(&restored.server, 0.0).lost, 0);
-    restored.prove_clean();
-    receiver.stop();
-    site.verify();
+    assert_eq!(recover(&site, &load, receiver, 0.0).lost, 0);
 }
 
 #[test]
@@ -142,12 +140,7 @@ fn servers_restart_and_receivers_are_killed() {
         running.stop().expect("the lab runs");
     }
     site.await_durable(&server);
-
-    let restored = site.restore("restored", &[]);
-    assert_eq!(load.expect_loss_within(&restored.server, 0.0).lost, 0);
-    restored.prove_clean();
-    receiver.stop();
-    site.verify();
+    assert_eq!(recover(&site, &load, receiver, 0.0).lost, 0);
 }
 
 #[test]
@@ -183,11 +176,7 @@ fn the_repository_is_full() {
         site.await_durable(&server);
         receiver.expect_running();
         site.backup();
-        let restored = site.restore("restored", &[]);
-        assert_eq!(load.expect_loss_within(&restored.server, 0.0).lost, 0);
-        restored.prove_clean();
-        receiver.stop();
-        site.verify();
+        assert_eq!(recover(&site, &load, receiver, 0.0).lost, 0);
     });
 }
 
@@ -216,11 +205,7 @@ fn the_spool_is_full() {
         site.await_durable(&server);
         receiver.expect_running();
 
-        let restored = site.restore("restored", &[]);
-        assert_eq!(load.expect_loss_within(&restored.server, 0.0).lost, 0);
-        restored.prove_clean();
-        receiver.stop();
-        site.verify();
+        assert_eq!(recover(&site, &load, receiver, 0.0).lost, 0);
     });
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use holdfast_repository::Lineage;
+use holdfast_types::Lsn;
 
 use crate::failure::{CommandError, Failure};
 
@@ -10,12 +11,19 @@ use crate::failure::{CommandError, Failure};
 const PREFETCH: &str = "holdfast.prefetch";
 
 /// Runs this same program, with this same configuration, wherever PostgreSQL's shell is.
-pub(super) fn restore_command(config: &Path, source: &str, lineage: Lineage) -> Result<String, Failure> {
+pub(super) fn restore_command(
+    config: &Path,
+    source: &str,
+    lineage: Lineage,
+    until: Option<Lsn>,
+) -> Result<String, Failure> {
     let program = std::env::current_exe().map_err(CommandError::file("find this program:", Path::new("holdfast")))?;
     let program = quote(&program)?;
     let config = quote(config)?;
+    let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
     Ok(format!(
-        "{program} --config {config} wal get {source} %f \"%p\" --partial --lineage {lineage} --prefetch {PREFETCH}"
+        "{program} --config {config} wal get {source} %f \"%p\" --partial{until} --lineage {lineage} \
+         --prefetch {PREFETCH}"
     ))
 }
 
@@ -71,8 +79,10 @@ mod tests {
     #[test]
     fn the_command_is_one_that_wal_get_takes() {
         let lineage: Lineage = "7412345678901234567-16".parse().unwrap();
-        let command = restore_command(Path::new("/etc/holdfast/holdfast.toml"), "chat", lineage).unwrap();
-        let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial \
+        let command =
+            restore_command(Path::new("/etc/holdfast/holdfast.toml"), "chat", lineage, Some(Lsn::new(0x1_0000_00AB)))
+                .unwrap();
+        let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --until 1/AB \
                         --lineage 7412345678901234567-16 --prefetch holdfast.prefetch";
         assert!(command.ends_with(expected), "{command}");
         let words = command.replace('"', "");

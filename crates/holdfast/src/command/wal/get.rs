@@ -4,7 +4,7 @@ use clap::Args;
 use holdfast_pgformat::control::ControlFile;
 use holdfast_recovery::{GetOptions, GetOutcome};
 use holdfast_repository::{Keyring, Lineage};
-use holdfast_types::Segment;
+use holdfast_types::{Lsn, Segment};
 
 use super::prefetch;
 use crate::context::Context;
@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Of a segment that is not whole, serve what there is, filled up with zeros: for recovery to the newest point.
     #[arg(long)]
     partial: bool,
+    /// Recovery stops at this position at the latest: a gap in the log behind it is no error.
+    #[arg(long, value_name = "LSN")]
+    until: Option<Lsn>,
     /// Which cluster's log: system identifier and segment size in MiB.
     ///
     /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
@@ -50,7 +53,7 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, file, destination, partial, lineage, prefetch, .. } = options;
+    let Options { source, file, destination, partial, until, lineage, prefetch } = options;
     let config = context.config()?;
     let ahead =
         prefetch.map(|directory| prefetch::Ahead { config: config.path.clone(), source: source.clone(), directory });
@@ -74,6 +77,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         destination,
         prefetch_directory: ahead.as_ref().map(|ahead| ahead.directory.clone()),
         partial,
+        until,
     };
     match holdfast_recovery::get(&keyring, &get).await.doing(what)? {
         GetOutcome::Fetched => {
