@@ -27,6 +27,7 @@ use crate::failure::{CommandError, Failure};
 use crate::output::Output;
 use crate::signals;
 use crate::table::{self, Table};
+use crate::time::Stamp;
 
 /// Runs a command to its end.
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
@@ -86,7 +87,7 @@ fn log(globals: &Globals, command: &Command) -> Result<(), Failure> {
             )
         })?,
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_timer(Stamp);
     if globals.json {
         subscriber.json().init();
     } else {

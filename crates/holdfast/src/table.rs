@@ -70,6 +70,11 @@ fn is_number(cell: &str) -> bool {
     number.parse::<f64>().is_ok() && rest.len() <= 5
 }
 
+/// `1 pack`, `2 packs`.
+pub(crate) fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 pub(crate) fn size(bytes: u64) -> String {
     ByteSize::new(bytes).to_string()
 }
@@ -101,5 +106,13 @@ mod tests {
         assert_eq!(table.text(), "id         size\na               5 B\nlong name  12.0 MiB\n");
         assert_eq!(duration(Duration::from_millis(200_400)), "3 min 20 s");
         assert_eq!(rate(10 << 20, Duration::from_secs(2)), "5.0 MiB/s");
+    }
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!(
+            [0, 1, 2].map(|number| count(number, "log object")),
+            ["0 log objects", "1 log object", "2 log objects"]
+        );
     }
 }

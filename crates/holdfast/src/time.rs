@@ -1,9 +1,13 @@
 //! Moments, as people write and read them.
 
+use std::fmt;
+
 use holdfast_types::Micros;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 /// A moment and how its text was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,21 @@ pub(crate) fn rfc3339(at: Micros) -> String {
     show(at).replacen(' ', "T", 1)
 }
 
+/// RFC 3339 in UTC, always with milliseconds: how lines on stderr begin that have a time.
+pub(crate) fn stamp(at: Micros) -> String {
+    Timestamp::from_microsecond(at.get()).map_or_else(|_| show(at), |moment| format!("{moment:.3}"))
+}
+
+/// The same for what is logged.
+#[derive(Debug)]
+pub(crate) struct Stamp;
+
+impl FormatTime for Stamp {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        writer.write_str(&stamp(now()))
+    }
+}
+
 /// Now, by this machine's clock.
 pub(crate) fn now() -> Micros {
     Micros::new(Timestamp::now().as_microsecond())
@@ -56,6 +75,12 @@ pub(crate) fn now() -> Micros {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stamps_have_one_length() {
+        let stamps = [0, 250_000, 999_999].map(|micros| stamp(Micros::new(1_795_256_100_000_000 + micros)));
+        assert_eq!(stamps, ["2026-11-21T10:15:00.000Z", "2026-11-21T10:15:00.250Z", "2026-11-21T10:15:00.999Z"]);
+    }
 
     #[test]
     fn times_with_and_without_a_zone() {

@@ -1,3 +1,5 @@
+mod receiver;
+
 use std::time::Duration;
 
 use clap::Args;
@@ -77,6 +79,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     drop(shown);
     let report = report.doing(|| format!("could not back up `{}`", source.name))?;
     context.output.result(&json(&report), || text(&report))?;
+    receiver::remark(context, source).await;
     Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Losses })
 }
 

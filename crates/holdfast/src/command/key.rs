@@ -131,6 +131,7 @@ async fn check(context: &Context, repository: Option<&str>) -> Result<Exit, Fail
     let json = serde_json::json!({ "repository": settings.name, "keys": epochs.len() });
     context.output.result(&json, || match epochs.len() {
         0 => "nothing was written to the repository yet, so there is no key to open\n".to_owned(),
+        1 => format!("the identity opens the only key of the repository `{}`\n", settings.name),
         count => format!("the identity opens all {count} keys of the repository `{}`\n", settings.name),
     })?;
     Ok(Exit::Done)

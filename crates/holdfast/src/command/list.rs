@@ -20,8 +20,8 @@ Examples:
 
 /// Lists snapshots, and the moments that can be recovered.
 ///
-/// Without an identity it shows the snapshots and the stretches of log; the moments and restore points in them are
-/// sealed.
+/// From the end of a snapshot to the last moment in the log that follows it, any moment can be recovered. Without an
+/// identity it shows the snapshots and the stretches of log; the moments and restore points in them are sealed.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -138,7 +138,7 @@ fn text(listing: &Listing) -> String {
         for summary in summaries {
             let damaged = match summary.damaged_pages {
                 0 => "-".to_owned(),
-                pages => format!("{pages} pages"),
+                pages => table::count(pages, "page"),
             };
             table.row([
                 summary.id.as_str(),
@@ -159,7 +159,7 @@ fn text(listing: &Listing) -> String {
     text.push('\n');
     text.push_str(&log::text(log));
     if let Some(why) = sealed {
-        text.line(format_args!("\nmoments and restore points are not shown: {why}"));
+        text.line(format_args!("\nwhat is recoverable, moments and restore points are not shown: {why}"));
     }
     text
 }

@@ -88,7 +88,8 @@ fn text(manifest: &Manifest) -> String {
     all.row(["log needed", &format!("{} to {}", summary.start_lsn, summary.stop_lsn)]);
     all.row(["files", &format!("{} with {}", summary.files, table::size(summary.bytes))]);
     all.row(["stored", &table::size(summary.stored_bytes)]);
-    all.row(["objects", &format!("{} packs, {} maps", manifest.packs.len(), manifest.maps.len())]);
+    let (packs, maps) = (manifest.packs.len() as u64, manifest.maps.len() as u64);
+    all.row(["objects", &format!("{}, {}", table::count(packs, "pack"), table::count(maps, "map"))]);
     all.row(["data directory", &manifest.data_directory]);
     all.row(["owner", &format!("{}:{}", manifest.owner.user, manifest.owner.group)]);
     all.row(["made by", &summary.made_by]);

@@ -125,7 +125,7 @@ fn both_sides_of_a_promotion(version: &PgVersion) {
     let mut receiver = site.start(&["wal", "receive", "chat", "--create-slot", "--json"]);
     site.await_streaming(&standby, &mut receiver);
     mark(&primary, 1);
-    site.backup();
+    let snapshot = &site.backup()["snapshot"];
     mark(&primary, 2);
     let on_first = mark(&primary, 3);
     let end = primary.sql("select pg_current_wal_flush_lsn()");
@@ -150,6 +150,16 @@ fn both_sides_of_a_promotion(version: &PgVersion) {
     let receiver = site.receive(&third, &[]);
     mark(&third, 6);
     site.await_durable(&third);
+
+    // The one snapshot leads to each of the timelines.
+    let listed = site.run(&["list", "chat", "--json"]).expect(0).json();
+    let log = listed["sources"][0]["log"].as_array().expect("there is log");
+    let ranges: Vec<_> =
+        log.iter().flat_map(|stretch| stretch["recoverable"].as_array().expect("it is known")).collect();
+    let ends: Vec<_> = ranges.iter().map(|range| range["to"].as_str().expect("there are commits")).collect();
+    assert!(ranges.len() == 3 && ends.is_sorted() && ends[0] < ends[2], "{listed:#}");
+    assert!(ranges.iter().all(|range| range["from"] == snapshot["stopped_at"]), "{listed:#}");
+    site.run(&["list", "chat"]).expect(0).says("\nrecoverable on timeline 3 from ");
 
     for (arguments, expected, timeline) in [
         (vec![], "1 2 3 4 5 6", 4),

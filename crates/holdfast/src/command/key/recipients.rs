@@ -11,7 +11,7 @@ use crate::context::{self, Context};
 use crate::exit::Exit;
 use crate::failure::{CommandError, Failure};
 use crate::output;
-use crate::table::Lines as _;
+use crate::table::{self, Lines as _};
 
 #[derive(Debug, Args)]
 pub(super) struct Change {
@@ -124,9 +124,10 @@ pub(super) async fn remove(context: &Context, removal: Removal) -> Result<Exit, 
     let epochs = super::epochs(&repository).await?.len();
     let was_there = repository.config().recipients.contains(&recipient);
     context.output.note(&format!(
-        "{recipient} {} a recipient of `{name}`. {epochs} keys are sealed to the {} that remain:",
+        "{recipient} {} a recipient of `{name}`. {} will be sealed to {}:",
         if was_there { "is" } else { "is not" },
-        remaining.len()
+        table::count(epochs as u64, "key"),
+        table::count(remaining.len() as u64, "recipient")
     ));
     for recipient in &remaining {
         context.output.note(&format!("  {recipient}"));

@@ -1,8 +1,11 @@
 //! Plans and results of restores, for people and for programs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use holdfast_recovery::{Plan, Reached, RestoreReport, Target};
+use holdfast_format::wal::Moment;
+use holdfast_postgres::cluster::{Running, is_running};
+use holdfast_recovery::{Plan, Reached, RestoreReport, Target, log_file};
+use holdfast_types::Lsn;
 
 use crate::command::{list, phases_json, phases_text, show};
 use crate::table::{self, Lines as _, Table};
@@ -28,7 +31,11 @@ pub(super) fn plan(plan: &Plan, to: &Path) -> String {
     let log = format!("{} to {} on timeline {}", plan.log_from, plan.log_to, plan.timeline);
     all.row(["log to replay", &format!("at most {}: {log}", table::size(plan.log_bytes()))]);
     if let Some(newest) = plan.newest {
-        all.row(["newest commit", &time::show(newest.at)]);
+        let newest = time::show(newest.at);
+        match plan.target {
+            Target::Latest => all.row(["newest commit", &newest]),
+            _ => all.row(["could reach", &format!("up to {newest}, the newest commit in the log")]),
+        }
     }
     let mut text = all.text();
     for note in &plan.notes {
@@ -77,23 +84,48 @@ pub(super) fn plan_json(plan: &Plan) -> serde_json::Value {
 pub(super) struct Result<'a> {
     pub(super) plan: &'a Plan,
     pub(super) report: &'a RestoreReport,
-    pub(super) reached: Option<&'a Reached>,
+    pub(super) end: End<'a>,
     pub(super) to: &'a Path,
+}
+
+/// How far it was carried out.
+pub(super) enum End<'a> {
+    /// The files are there, and nothing more was asked for.
+    Restored,
+    Reached(&'a Reached),
+    /// The files are there, and the server did not become what was asked for.
+    NotStarted {
+        /// It runs all the same, perhaps still replaying.
+        runs: bool,
+        /// What it said, if it was started at all.
+        log: Option<PathBuf>,
+    },
+}
+
+impl End<'_> {
+    pub(super) fn not_started(to: &Path) -> Self {
+        let log = log_file(to);
+        Self::NotStarted { runs: matches!(is_running(to), Running::Yes { .. }), log: log.exists().then_some(log) }
+    }
 }
 
 impl Result<'_> {
     pub(super) fn json(&self) -> serde_json::Value {
         let RestoreReport { bytes, files, fetched, phases, damage, notes } = self.report;
-        let reached = self.reached.map(|reached| {
-            let Reached { lsn, commit, timeline, reason, replay } = reached;
-            serde_json::json!({
-                "lsn": lsn,
-                "commit": commit.map(|commit| time::rfc3339(commit.at)),
-                "timeline": timeline,
-                "reason": reason,
-                "replay_seconds": replay.as_secs_f64(),
-            })
-        });
+        let (mut reached, mut server_log) = (None, None);
+        match &self.end {
+            End::Restored => {}
+            End::Reached(Reached { lsn, commit, timeline, reason, replay }) => {
+                reached = Some(serde_json::json!({
+                    "lsn": lsn,
+                    "commit": commit.map(|commit| time::rfc3339(commit.at)),
+                    "timeline": timeline,
+                    "reason": reason,
+                    "replay_seconds": replay.as_secs_f64(),
+                }));
+            }
+            End::NotStarted { runs: _, log } => server_log = log.as_ref(),
+        }
         serde_json::json!({
             "plan": plan_json(self.plan),
             "to": self.to,
@@ -104,6 +136,7 @@ impl Result<'_> {
             "damage": damage,
             "notes": notes,
             "reached": reached,
+            "server_log": server_log,
         })
     }
 
@@ -111,14 +144,26 @@ impl Result<'_> {
         let RestoreReport { bytes, files, fetched, phases, damage, notes } = self.report;
         let took = phases.iter().map(|(_, duration)| *duration).sum();
         let mut all = Table::bare();
-        all.row(["restored", &format!("{files} files with {} in {}", table::size(*bytes), self.to.display())]);
+        let (files, size) = (table::count(*files, "file"), table::size(*bytes));
+        all.row(["restored", &format!("{files} with {size} in {}", self.to.display())]);
         all.row(["fetched", &table::size(*fetched)]);
         all.row(["took", &format!("{}, {}", table::duration(took), table::rate(*bytes, took))]);
         let mut text = all.text();
         text.push_str(&phases_text(phases));
-        match self.reached {
-            Some(reached) => text.push_str(&self.reached_text(reached)),
-            None => text.line(format_args!("start it with: pg_ctl -D {} start", self.to.display())),
+        match &self.end {
+            End::Restored => text.push_str(&by_hand(self.to)),
+            End::Reached(reached) => text.push_str(&reached_text(self.plan.log_from, self.plan.newest, reached)),
+            End::NotStarted { runs, log } => {
+                if *runs {
+                    text.push_str("the server runs, and may still be replaying the log\n");
+                } else {
+                    text.push_str("the server did not come up; the files are whole\n");
+                    text.push_str(&by_hand(self.to));
+                }
+                if let Some(log) = log {
+                    text.line(format_args!("the server's log: {}", log.display()));
+                }
+            }
         }
         for note in notes.iter().filter(|note| !self.plan.notes.contains(note)) {
             text.line(format_args!("note: {note}"));
@@ -128,16 +173,62 @@ impl Result<'_> {
         }
         text
     }
+}
 
-    fn reached_text(&self, reached: &Reached) -> String {
-        let Reached { lsn, commit, timeline, reason, replay } = reached;
-        let replayed = lsn.bytes_since(self.plan.log_from);
-        let mut all = Table::bare();
-        let commit = commit.map(|commit| format!(", last commit at or after {}", time::show(commit.at)));
-        all.row(["reached", &format!("{lsn}{}", commit.unwrap_or_default())]);
-        all.row(["", &format!("{reason}; now on timeline {timeline}")]);
-        let rate = table::rate(replayed, *replay);
-        all.row(["replay", &format!("{} in {}, {rate}", table::size(replayed), table::duration(*replay))]);
-        all.text()
+fn by_hand(to: &Path) -> String {
+    format!("start it with: pg_ctl -D {} start\n", to.display())
+}
+
+/// Where recovery ended, of a log that begins at `log_from` and whose last commit is `newest`.
+fn reached_text(log_from: Lsn, newest: Option<Moment>, reached: &Reached) -> String {
+    let Reached { lsn, commit, timeline, reason, replay } = reached;
+    let mut all = Table::bare();
+    all.row(["reached", &format!("{lsn}, now on timeline {timeline}")]);
+    if let Some(commit) = commit {
+        // The index of the log leaves commits out that follow another within a second, but for its last.
+        let later = if newest == Some(*commit) { "" } else { ", or up to a second later" };
+        all.row(["last commit", &format!("{}{later}", time::show(commit.at))]);
+    }
+    if !reason.is_empty() {
+        all.row(["stopped", &format!("PostgreSQL says: {reason}")]);
+    }
+    let replayed = lsn.bytes_since(log_from);
+    let rate = table::rate(replayed, *replay);
+    all.row(["replay", &format!("{} in {}, {rate}", table::size(replayed), table::duration(*replay))]);
+    all.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use holdfast_types::{Micros, Timeline};
+
+    #[test]
+    fn where_recovery_ended() {
+        let commit = Moment { at: Micros::new(1_795_256_100_250_000), lsn: Lsn::new(0x0400_0000) };
+        let mut reached = Reached {
+            lsn: commit.lsn,
+            commit: Some(commit),
+            timeline: Timeline::new(2),
+            reason: "before 2026-11-21 10:15:07+00".to_owned(),
+            replay: Duration::from_secs(1),
+        };
+        let from = Lsn::new(0x0300_0000);
+        assert_eq!(
+            reached_text(from, None, &reached),
+            "reached      0/4000000, now on timeline 2\n\
+             last commit  2026-11-21 10:15:00.25Z, or up to a second later\n\
+             stopped      PostgreSQL says: before 2026-11-21 10:15:07+00\n\
+             replay       16.0 MiB in 1.00 s, 16.0 MiB/s\n"
+        );
+        reached.reason = String::new();
+        assert_eq!(
+            reached_text(from, Some(commit), &reached),
+            "reached      0/4000000, now on timeline 2\n\
+             last commit  2026-11-21 10:15:00.25Z\n\
+             replay       16.0 MiB in 1.00 s, 16.0 MiB/s\n"
+        );
     }
 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use clap::Args;
 use holdfast_backup::{ReceiveOptions, ReceiveStatus, receive};
-use holdfast_types::Lsn;
+use holdfast_types::{Lsn, Micros};
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -87,10 +87,8 @@ async fn report(output: Output, mut seen: watch::Receiver<ReceiveStatus>) {
     loop {
         ticks.tick().await;
         let status = seen.borrow().clone();
-        let ReceiveStatus { connected, timeline, received, durable, server_end, spooling, last_error } = &status;
-        // Before the first connection nothing is known.
-        let lag = if *durable == Lsn::ZERO { 0 } else { server_end.bytes_since(*durable) };
         if output.json {
+            let ReceiveStatus { connected, timeline, received, durable, server_end, spooling, last_error } = &status;
             let line = Line {
                 at: time::rfc3339(time::now()),
                 connected: *connected,
@@ -98,7 +96,7 @@ async fn report(output: Output, mut seen: watch::Receiver<ReceiveStatus>) {
                 received: *received,
                 durable: *durable,
                 server_end: *server_end,
-                lag_bytes: lag,
+                lag_bytes: lag(&status),
                 spooling: *spooling,
                 last_error: last_error.as_deref(),
             };
@@ -106,18 +104,46 @@ async fn report(output: Output, mut seen: watch::Receiver<ReceiveStatus>) {
                 tracing::warn!(%error, "the status could not be shown");
             }
         } else if !output.quiet {
-            let spooling = if *spooling { ", in the spool while the repository is away" } else { "" };
-            let away = if *connected { "" } else { ", not connected" };
-            let error = match last_error {
-                Some(error) if !*connected || !spooling.is_empty() => format!(": {error}"),
-                _ => String::new(),
-            };
-            output::talk(&format!(
-                "{} timeline {} received {received}, durable {durable}, {} behind{spooling}{away}{error}",
-                time::show_seconds(time::now()),
-                timeline.get(),
-                table::size(lag),
-            ));
+            output::talk(&text_line(&status, time::now()));
         }
+    }
+}
+
+fn lag(status: &ReceiveStatus) -> u64 {
+    // Before the first connection nothing is known.
+    if status.durable == Lsn::ZERO { 0 } else { status.server_end.bytes_since(status.durable) }
+}
+
+fn text_line(status: &ReceiveStatus, at: Micros) -> String {
+    let ReceiveStatus { connected, timeline, received, durable, server_end: _, spooling, last_error } = status;
+    let spooling = if *spooling { ", in the spool while the repository is away" } else { "" };
+    let away = if *connected { "" } else { ", not connected" };
+    let error = match last_error {
+        Some(error) if !*connected || !spooling.is_empty() => format!(": {error}"),
+        _ => String::new(),
+    };
+    format!(
+        "{} timeline {timeline} received {received}, durable {durable}, {} behind{spooling}{away}{error}",
+        time::stamp(at),
+        table::size(lag(status)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_where_the_receiver_stands() {
+        let at = Micros::new(1_795_256_100_250_000);
+        let (durable, end) = (Lsn::new(0x0300_0000), Lsn::new(0x0300_0400));
+        let status = ReceiveStatus { connected: true, received: end, durable, server_end: end, ..Default::default() };
+        let timeline = status.timeline;
+        assert_eq!(
+            text_line(&status, at),
+            format!("2026-11-21T10:15:00.250Z timeline {timeline} received {end}, durable {durable}, 1.0 KiB behind")
+        );
+        let away = ReceiveStatus { connected: false, last_error: Some("it is gone".into()), ..status };
+        assert!(text_line(&away, at).ends_with(" behind, not connected: it is gone"));
     }
 }
