@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 
 use holdfast_format::manifest::PackSize;
-use holdfast_format::map::{Entry, EntryKind, FrameRef, Map, PackRef, Run, RunSource};
+use holdfast_format::map::{Entry, EntryKind, FrameRef, Map, Run, RunSource};
+use holdfast_types::PackId;
 
+use crate::BackupError;
+use crate::base::{Base, BaseFrame};
 use crate::scan::Other;
-use crate::worker::Output;
+use crate::worker::{BASE_FRAME, Output};
 
 /// A map object describes at most about so many frames and entries, so that a reader who wants one file reads little.
 const FRAMES_PER_MAP: usize = 8192;
@@ -19,7 +22,7 @@ struct Item {
 }
 
 /// Everything sorted by path, cut into maps.
-pub(crate) fn assemble(outputs: &mut [Output], others: &[Other]) -> Vec<Map> {
+pub(crate) fn assemble(outputs: &mut [Output], others: &[Other], base: Option<&Base>) -> Vec<Map> {
     let mut items: Vec<Item> = others
         .iter()
         .map(|other| {
@@ -45,7 +48,7 @@ pub(crate) fn assemble(outputs: &mut [Output], others: &[Other]) -> Vec<Map> {
     let mut maps = Vec::new();
     let mut builder = Builder::default();
     for item in items {
-        builder.add(item, outputs);
+        builder.add(item, outputs, base);
         if builder.map.frames.len() >= FRAMES_PER_MAP || builder.map.entries.len() >= ENTRIES_PER_MAP {
             maps.push(std::mem::take(&mut builder).map);
         }
@@ -56,31 +59,53 @@ pub(crate) fn assemble(outputs: &mut [Output], others: &[Other]) -> Vec<Map> {
     maps
 }
 
+/// Where a frame comes from: one that a worker wrote, or one of the base.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Origin {
+    Worker(usize, u32),
+    Base(BaseFrame),
+}
+
 #[derive(Default)]
 struct Builder {
     map: Map,
-    packs: HashMap<(usize, u32), u32>,
-    frames: HashMap<(usize, u32), u32>,
+    packs: HashMap<PackId, u32>,
+    frames: HashMap<Origin, u32>,
 }
 
 impl Builder {
-    fn add(&mut self, mut item: Item, outputs: &[Output]) {
+    fn add(&mut self, mut item: Item, outputs: &[Output], base: Option<&Base>) {
         if let EntryKind::File { runs, .. } = &mut item.entry.kind {
             for Run { source, .. } in runs {
                 if let RunSource::Frame { frame, .. } = source {
-                    *frame = self.frame(item.worker, *frame, outputs);
+                    let output = &outputs[item.worker];
+                    let origin = match frame.checked_sub(BASE_FRAME) {
+                        Some(borrowed) => Origin::Base(output.borrowed[borrowed as usize]),
+                        None => Origin::Worker(item.worker, *frame),
+                    };
+                    *frame = self.frame(origin, outputs, base);
                 }
             }
         }
         self.map.entries.push(item.entry);
     }
 
-    fn frame(&mut self, worker: usize, frame: u32, outputs: &[Output]) -> u32 {
+    fn frame(&mut self, origin: Origin, outputs: &[Output], base: Option<&Base>) -> u32 {
         let Self { map, packs, frames } = self;
-        *frames.entry((worker, frame)).or_insert_with(|| {
-            let (pack, location) = outputs[worker].frames[frame as usize];
-            let pack = *packs.entry((worker, pack)).or_insert_with(|| {
-                map.packs.push(outputs[worker].packs[pack as usize].0);
+        *frames.entry(origin).or_insert_with(|| {
+            let (pack, location) = match origin {
+                Origin::Worker(worker, frame) => {
+                    let output = &outputs[worker];
+                    let (pack, location) = output.frames[frame as usize];
+                    (output.packs[pack as usize].0, location)
+                }
+                Origin::Base(frame) => {
+                    let (pack, frame) = base.and_then(|base| base.frame(frame)).expect("it was taken from the base");
+                    (pack, frame.location)
+                }
+            };
+            let pack = *packs.entry(pack.id).or_insert_with(|| {
+                map.packs.push(pack);
                 map.packs.len() as u32 - 1
             });
             map.frames.push(FrameRef { pack, location });
@@ -89,8 +114,16 @@ impl Builder {
     }
 }
 
-/// All packs, for the manifest.
-pub(crate) fn pack_sizes(outputs: &[Output]) -> Vec<PackSize> {
-    let size = |(pack, bytes): &(PackRef, u64)| PackSize { id: pack.id, bytes: *bytes };
-    outputs.iter().flat_map(|output| output.packs.iter().map(size)).collect()
+/// All packs that the maps use, for the manifest.
+pub(crate) fn pack_sizes(maps: &[Map], outputs: &[Output], base: Option<&Base>) -> Result<Vec<PackSize>, BackupError> {
+    let own: HashMap<PackId, u64> =
+        outputs.iter().flat_map(|output| &output.packs).map(|(pack, bytes)| (pack.id, *bytes)).collect();
+    let mut used: Vec<PackId> = maps.iter().flat_map(|map| &map.packs).map(|pack| pack.id).collect();
+    used.sort_unstable();
+    used.dedup();
+    let size = |id: PackId| {
+        let bytes = own.get(&id).copied().or_else(|| base?.pack_bytes(id)).ok_or(BackupError::Worker)?;
+        Ok(PackSize { id, bytes })
+    };
+    used.into_iter().map(size).collect()
 }

@@ -26,6 +26,9 @@ pub enum BackupError {
         source: QueryError,
     },
 
+    #[error("a backup of what changed must read the snapshot before, and no identity is configured")]
+    NoIdentity,
+
     #[error("the backup API of the database failed")]
     Api(#[source] holdfast_postgres::backup_api::BackupError),
 

@@ -1,20 +1,24 @@
-//! Protecting a PostgreSQL cluster: full backups and the continuous log.
+//! Protecting a PostgreSQL cluster: backups and the continuous log.
 //!
-//! [`full()`] copies a running cluster through the backup API; [`receive()`] streams its log from a replication slot;
+//! [`backup()`] copies a running cluster through the backup API, whole or what changed since an earlier snapshot; [`receive()`] streams its log from a replication slot;
 //! [`push()`] archives single segments for `archive_command`.
 
 mod assemble;
+mod base;
+mod changes;
 mod error;
-mod full;
+mod feed;
 mod pages;
 mod push;
 mod receive;
 mod scan;
 mod segment;
+mod select;
+mod snapshot;
 mod spool;
 mod worker;
 
 pub use error::BackupError;
-pub use full::{BackupOptions, BackupReport, full};
 pub use push::{PushError, PushOutcome, push};
 pub use receive::{ReceiveError, ReceiveOptions, ReceiveStatus, receive};
+pub use snapshot::{BackupOptions, BackupReport, backup};

@@ -6,9 +6,11 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use holdfast_pgformat::page::PAGE_SIZE;
 use holdfast_pgformat::path::{self, Inclusion, RelationFile, copied_last};
 
 use crate::BackupError;
+use crate::select::Reading;
 
 /// A regular file to be read.
 #[derive(Clone, Debug)]
@@ -21,6 +23,16 @@ pub(crate) struct FileTask {
     pub mode: u32,
     pub modified: i64,
     pub relation: Option<RelationFile>,
+    pub reading: Reading,
+}
+
+impl FileTask {
+    pub(crate) fn bytes_to_read(&self) -> u64 {
+        match &self.reading {
+            Reading::Whole => self.size,
+            Reading::Pages(ranges) => ranges.iter().map(|range| range.len() as u64 * PAGE_SIZE as u64).sum(),
+        }
+    }
 }
 
 /// A directory or link.
@@ -40,8 +52,8 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
+    pub(crate) fn bytes_to_read(&self) -> u64 {
+        self.files.iter().map(FileTask::bytes_to_read).sum()
     }
 }
 
@@ -96,6 +108,7 @@ fn walk(folder: &Path, relative: &[u8], scan: &mut Scan) -> Result<(), BackupErr
                     mode: metadata.mode() & 0o7777,
                     modified: metadata.mtime(),
                     relation: RelationFile::parse(&relative),
+                    reading: Reading::Whole,
                 });
             }
         } else {
@@ -161,6 +174,7 @@ fn link(path: &Path, relative: &[u8], metadata: &fs::Metadata, scan: &mut Scan) 
                 mode: followed.mode() & 0o7777,
                 modified: followed.mtime(),
                 relation: RelationFile::parse(relative),
+                reading: Reading::Whole,
             });
             Ok(())
         }

@@ -11,7 +11,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotKind {
+    /// Everything was read.
     Full,
+    /// What changed since the last full one was read.
+    Differential,
+    /// What changed since the snapshot before was read.
+    Incremental,
 }
 
 /// What can be known of a snapshot without a key.
@@ -20,6 +25,10 @@ pub struct Summary {
     pub id: SnapshotId,
     pub source: String,
     pub kind: SnapshotKind,
+    /// The snapshot whose files the unchanged parts were taken from. It is not needed to restore this one, only the
+    /// packs that both use are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<SnapshotId>,
     /// As PostgreSQL's `server_version_num`, as in 150018.
     pub server_version: u32,
     pub system_id: SystemId,
@@ -36,6 +45,9 @@ pub struct Summary {
     /// Plain bytes of all files.
     pub bytes: u64,
     pub files: u64,
+    /// Bytes that were read from the server's files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
     /// Bytes of packs and maps that this snapshot added to the repository.
     pub stored_bytes: u64,
     pub damaged_pages: u64,

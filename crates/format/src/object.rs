@@ -38,6 +38,7 @@ pub enum ObjectKind {
     WalSegment = 4,
     WalPiece = 5,
     TimelineHistory = 6,
+    ChangeMap = 7,
 }
 
 impl ObjectKind {
@@ -49,6 +50,7 @@ impl ObjectKind {
             4 => Some(Self::WalSegment),
             5 => Some(Self::WalPiece),
             6 => Some(Self::TimelineHistory),
+            7 => Some(Self::ChangeMap),
             _ => None,
         }
     }

@@ -34,6 +34,8 @@ pub mod rmgr {
     pub const STORAGE: u8 = 2;
     /// Databases as a whole.
     pub const DATABASE: u8 = 4;
+    /// Tablespaces.
+    pub const TABLESPACE: u8 = 5;
     /// The last that PostgreSQL itself uses, in all releases known here.
     pub const LAST: u8 = 21;
     /// The first that extensions may use, since PostgreSQL 15.

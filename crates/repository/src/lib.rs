@@ -7,6 +7,7 @@
 //! *Retries.* Every store operation is tried again for a few seconds where that can help.
 //! *Crash.* What a dead writer leaves are objects that no manifest names.
 
+mod changes;
 mod config;
 mod error;
 mod keys;
@@ -19,6 +20,7 @@ mod snapshots;
 mod verify;
 mod write;
 
+pub use changes::StoredChanges;
 pub use config::RepositoryConfig;
 pub use error::RepositoryError;
 pub use keys::{Identities, IdentityError, NewIdentity, Recipient};

@@ -177,7 +177,7 @@ impl Repository {
         for listed in pieces {
             let segment = listed.name.as_str().rsplit('/').nth(1).unwrap_or_default();
             let parsed = Segment::parse(segment, lineage.segment_size).ok();
-            if let (Some(segment), Some((start, end))) = (parsed, Names::parse_piece(listed.name.file_name()))
+            if let (Some(segment), Some((start, end))) = (parsed, Names::parse_range(listed.name.file_name()))
                 && !whole.contains(&segment)
             {
                 objects.entry(segment.timeline()).or_default().push(LogObject {
@@ -349,7 +349,7 @@ impl Keyring {
         let mut bytes = Vec::new();
         let mut position = whole.range.start;
         for listed in self.repository().list(&Names::segment_pieces(source, lineage, segment)).await? {
-            let Some((start, end)) = Names::parse_piece(listed.name.file_name()) else { continue };
+            let Some((start, end)) = Names::parse_range(listed.name.file_name()) else { continue };
             if start > position {
                 break;
             }

@@ -23,6 +23,7 @@ impl Names {
     pub const PIECES: &str = "pieces";
     pub const HISTORY: &str = "history";
     pub const PARTIAL: &str = "partial";
+    pub const CHANGES: &str = "changes";
 
     /// Whether a source may be called so: its name becomes part of the names of its objects.
     pub fn is_source_name(source: &str) -> bool {
@@ -92,8 +93,8 @@ impl Names {
         name(format!("{folder}/{:016X}-{:016X}", start.get(), end.get()))
     }
 
-    /// The range that the last part of a piece's name gives.
-    pub fn parse_piece(file_name: &str) -> Option<(Lsn, Lsn)> {
+    /// The range that the last part of the name of a piece or change map gives.
+    pub fn parse_range(file_name: &str) -> Option<(Lsn, Lsn)> {
         let (start, end) = file_name.split_once('-')?;
         let lsn = |digits: &str| {
             (digits.len() == 16 && !digits.contains(|c: char| c.is_ascii_lowercase()))
@@ -117,5 +118,14 @@ impl Names {
     pub fn partial(source: &str, lineage: Lineage, segment: Segment) -> ObjectName {
         let file = segment.file_name(lineage.segment_size);
         name(format!("{}/{source}/{lineage}/{file}.partial", Self::PARTIAL))
+    }
+
+    pub fn timeline_changes(source: &str, lineage: Lineage, timeline: Timeline) -> String {
+        format!("{}/{source}/{lineage}/{:08X}", Self::CHANGES, timeline.get())
+    }
+
+    pub fn changes(source: &str, lineage: Lineage, timeline: Timeline, start: Lsn, end: Lsn) -> ObjectName {
+        let folder = Self::timeline_changes(source, lineage, timeline);
+        name(format!("{folder}/{:016X}-{:016X}", start.get(), end.get()))
     }
 }

@@ -47,6 +47,11 @@ impl Repository {
             });
             entries.push(SnapshotEntry { name: listed.name, summary });
         }
+        // Names tell the second only. What cannot be read stays where its name puts it.
+        entries.sort_by_cached_key(|entry| {
+            let stamp = entry.name.file_name().split('-').next().unwrap_or_default().to_owned();
+            (stamp, entry.summary.as_ref().map_or(0, |summary| summary.started_at.get()))
+        });
         Ok(entries)
     }
 

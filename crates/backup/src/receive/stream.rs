@@ -14,6 +14,7 @@ use holdfast_types::{Lsn, Segment, Timeline};
 
 use super::begin::{Begin, Position};
 use super::{ReceiveError, Receiver};
+use crate::changes::Recorder;
 use crate::segment::{LOG_LEVEL, LogSealer, note};
 use crate::spool::Spool;
 
@@ -48,6 +49,7 @@ impl Receiver<'_> {
             piece_index: LogIndex::default(),
             piece_since: None,
             decoder: None,
+            changes: Recorder::default(),
             server_end,
         };
         let outcome = self.stream_timelines(client, &slot, &mut capture).await;
@@ -113,6 +115,7 @@ impl Receiver<'_> {
                 capture.flush_piece().await?;
                 stream.status(capture.position, capture.durable, Lsn::ZERO, false).await.map_err(replication)?;
                 self.report(capture);
+                capture.store_changes().await?;
                 return Ok(Ended::Done);
             }
             let wait = self.wait_at_most(capture, last_status, last_drain);
@@ -137,6 +140,7 @@ impl Receiver<'_> {
                     Event::EndOfTimeline { next, start } => {
                         capture.flush_piece().await?;
                         self.report(capture);
+                        capture.store_changes().await?;
                         return Ok(Ended::Timeline { next, start });
                     }
                     Event::Closed => {
@@ -258,6 +262,8 @@ struct Capture {
     piece_index: LogIndex,
     piece_since: Option<Instant>,
     decoder: Option<WalDecoder>,
+    /// As far as the log could be decoded without a hole.
+    changes: Recorder,
     server_end: Lsn,
 }
 
@@ -269,6 +275,7 @@ impl Capture {
         self.piece.clear();
         self.piece_index = LogIndex::default();
         self.piece_since = None;
+        self.changes = Recorder::default();
         self.decoder = WalDecoder::new(self.major, self.lineage.segment_size, start)
             .map(|decoder| decoder.for_system(self.lineage.system_id))
             .map_err(|error| tracing::warn!(%error, "the log will not be indexed"))
@@ -303,7 +310,9 @@ impl Capture {
         open.sealer.push(bytes, &mut self.compressor);
         if let Some(decoder) = &mut self.decoder {
             let (whole, piece, written) = (&mut open.sealer.index, &mut self.piece_index, self.written);
+            let changes = &mut self.changes;
             let decoded = decoder.feed(bytes, &mut |record| {
+                changes.note(&record);
                 note(whole, &record);
                 if record.end > written {
                     note(piece, &record);
@@ -313,6 +322,7 @@ impl Capture {
                 // The bytes are kept as they are; only the time index ends here.
                 tracing::warn!(%error, "the log cannot be decoded; it is stored and no longer indexed");
                 self.decoder = None;
+                self.changes = Recorder::default();
             }
         }
         let end = self.position.advance(bytes.len() as u64);
@@ -334,6 +344,9 @@ impl Capture {
         self.piece_index = LogIndex::default();
         self.piece_since = None;
         self.now_written();
+        if self.changes.is_due() {
+            self.store_changes().await?;
+        }
         // The pieces of the segment before this one, if the object that holds it whole is our own: that of another may be
         // damaged, and one that we never saw whole may be nowhere else. Whoever is reading those pieces has had a
         // segment's time to finish.
@@ -342,6 +355,16 @@ impl Capture {
             && let Err(error) = self.outlet.repository.drop_pieces(&self.source, self.lineage, before).await
         {
             tracing::debug!(%error, "the pieces of a whole segment stay");
+        }
+        Ok(())
+    }
+
+    /// What a kill loses of this is read from the log again when a backup needs it.
+    async fn store_changes(&mut self) -> Result<(), ReceiveError> {
+        let (lineage, timeline) = (self.lineage, self.timeline);
+        let sealed = self.changes.take(&self.epoch, &self.source, lineage, timeline, &mut self.compressor)?;
+        if let Some(sealed) = sealed {
+            self.outlet.put(&sealed).await?;
         }
         Ok(())
     }

@@ -1,10 +1,13 @@
 mod receiver;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
-use holdfast_backup::{BackupOptions, BackupReport, full};
+use clap::{Args, ValueEnum};
+use holdfast_backup::{BackupOptions, BackupReport, backup};
+use holdfast_format::manifest::SnapshotKind;
 use holdfast_postgres::backup_api::StartCheckpoint;
+use holdfast_repository::Keyring;
 use holdfast_runtime::Progress;
 use holdfast_types::ByteSize;
 
@@ -16,13 +19,14 @@ use crate::table::{self, Lines as _, Table};
 const EXAMPLES: &str = "\
 Examples:
   holdfast backup chat
+  holdfast backup chat --type incremental
   holdfast backup chat --spread --rate-limit 50MiB
   holdfast backup chat --parallel 8 --level 6";
 
 /// How long the log that a backup needs may take to arrive in the repository.
 const LOG_WAIT: Duration = Duration::from_mins(5);
 
-/// Takes a full backup of a running cluster.
+/// Takes a backup of a running cluster.
 ///
 /// It must run where the data directory is. Damaged pages are stored as they are, listed, and make it exit with 3.
 #[derive(Debug, Args)]
@@ -30,6 +34,13 @@ const LOG_WAIT: Duration = Duration::from_mins(5);
 pub(crate) struct Options {
     /// The source's name in the configuration.
     source: String,
+
+    /// What to read: everything, or what changed since the last full snapshot or since the last of any kind.
+    ///
+    /// Every snapshot is complete whatever its type, and none needs another to be restored. The log says what changed;
+    /// where it does not, everything is read and the reason is said.
+    #[arg(long = "type", value_enum, default_value_t = Kind::Full)]
+    kind: Kind,
 
     /// Begin with a checkpoint at once.
     #[arg(long)]
@@ -52,18 +63,45 @@ pub(crate) struct Options {
     level: Option<i32>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Full,
+    #[value(alias = "diff")]
+    Differential,
+    #[value(alias = "incr")]
+    Incremental,
+}
+
+impl From<Kind> for SnapshotKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Full => Self::Full,
+            Kind::Differential => Self::Differential,
+            Kind::Incremental => Self::Incremental,
+        }
+    }
+}
+
 pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let config = context.config()?;
     let source = config.source(&options.source)?;
-    let repository = context.repository(config.repository(Some(&source.repository))?).await?;
+    let stored = config.repository(Some(&source.repository))?;
+    let repository = context.repository(stored).await?;
+    let keyring = match options.kind {
+        Kind::Full => None,
+        Kind::Differential | Kind::Incremental => {
+            Some(Keyring::new(repository.clone(), Arc::new(crate::context::identities(stored)?)))
+        }
+    };
     let settings = &source.backup;
     let checkpoint = match (options.fast, options.spread) {
         (true, _) => StartCheckpoint::Fast,
         (_, true) => StartCheckpoint::Spread,
         _ => settings.checkpoint,
     };
-    let backup = BackupOptions {
+    let job = BackupOptions {
         source: source.name.clone(),
+        kind: options.kind.into(),
         connection: source.connection.clone(),
         data_directory: source.data_directory.clone(),
         checkpoint,
@@ -75,7 +113,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     };
     let progress = Progress::new();
     let shown = context.show(&progress);
-    let report = full(&repository, &backup, &progress, &context.cancel).await;
+    let report = backup(&repository, keyring.as_ref(), &job, &progress, &context.cancel).await;
     drop(shown);
     let report = report.doing(|| format!("could not back up `{}`", source.name))?;
     context.output.result(&json(&report), || text(&report))?;

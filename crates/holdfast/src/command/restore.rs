@@ -208,9 +208,9 @@ async fn carry_out(
     context.output.result(&result.json(), || result.text())?;
     if archive_mode == Archive::Off {
         context.output.note(&format!(
-            "Archiving and synchronous standbys are off in the restored cluster. If it takes the place of the old one, \
-             set `archive_mode` and `synchronous_standby_names`, run `holdfast wal receive {source} --create-slot` (slots \
-             are not restored), and take a backup."
+            "Archiving and synchronous standbys are off in the restored cluster. If it takes the place of the old one,\n\
+             set `archive_mode` and `synchronous_standby_names`, run `holdfast wal receive {source} --create-slot`, and \
+             take a backup."
         ));
     }
     if let Some(started) = started {

@@ -15,6 +15,7 @@
 mod chance;
 mod changes;
 mod damage;
+mod incremental;
 mod kills;
 mod leftovers;
 mod load;

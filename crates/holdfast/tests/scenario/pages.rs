@@ -13,6 +13,15 @@ const PAGE_HINTS: u16 = 0x0007;
 const SEQUENCE_MAGIC: u32 = 0x1717;
 /// `BTP_HAS_GARBAGE`.
 const HAS_GARBAGE: u16 = 1 << 6;
+/// What pages of these indexes end with (hash.h, gist.h, spgist_private.h).
+const HASH_PAGE: u16 = 0xFF80;
+const GIST_PAGE: u16 = 0xFF81;
+const SPGIST_PAGE: u16 = 0xFF82;
+const SPGIST_META: u32 = 0xBA0B_ABEE;
+/// `LH_PAGE_HAS_DEAD_TUPLES`.
+const HASH_HAS_DEAD: u16 = 1 << 7;
+/// `F_FOLLOW_RIGHT` and `F_HAS_GARBAGE`.
+const GIST_HINTS: u16 = 1 << 3 | 1 << 4;
 /// The largest vacuum cycle id; other index methods have larger page ids in its place.
 const MAX_CYCLE: u16 = 0xFF7F;
 
@@ -92,22 +101,39 @@ fn masked(file: &[u8], block: usize, name: &str) -> Vec<u8> {
     }
     page[lower..upper].fill(0);
     let is_sequence = PAGE - special == 8 && double(&page, special) == SEQUENCE_MAGIC;
+    let id = if PAGE - special >= 2 { word(&page, PAGE - 2) as u16 } else { 0 };
+    let has_id = |wanted| special < PAGE && id == wanted;
     let is_btree = PAGE - special == 16 && (word(&page, PAGE - 2) as u16) <= MAX_CYCLE;
     if is_sequence {
         // The log holds a value that lies ahead, so that not each number needs a record.
         page[upper..special].fill(0);
     } else if special == PAGE {
         mask_tuples(&mut page, lower);
+    } else if has_id(SPGIST_PAGE) && double(&page, HEADER) == SPGIST_META {
+        // Where there was room last, which every server remembers for itself.
+        page[HEADER + 4..lower].fill(0);
+    } else if has_id(GIST_PAGE) {
+        mask_dead(&mut page, lower);
+        // The position of the last split, and what only a scan that is under way needs.
+        page[special..special + 8].fill(0);
+        clear(&mut page, PAGE - 4, GIST_HINTS);
+    } else if has_id(HASH_PAGE) {
+        mask_dead(&mut page, lower);
+        clear(&mut page, PAGE - 4, HASH_HAS_DEAD);
     } else if is_btree {
-        for item in (HEADER..lower).step_by(4) {
-            // Only that the entry is dead, which a reader may note.
-            let pointer = double(&page, item);
-            page[item..item + 4].copy_from_slice(&(pointer & !(0b11 << 15)).to_le_bytes());
-        }
+        mask_dead(&mut page, lower);
         clear(&mut page, PAGE - 4, HAS_GARBAGE);
         page[PAGE - 2..].fill(0);
     }
     page
+}
+
+/// Only that an entry is dead, which a reader may note.
+fn mask_dead(page: &mut [u8], lower: usize) {
+    for item in (HEADER..lower).step_by(4) {
+        let pointer = double(page, item);
+        page[item..item + 4].copy_from_slice(&(pointer & !(0b11 << 15)).to_le_bytes());
+    }
 }
 
 fn mask_tuples(page: &mut [u8], lower: usize) {

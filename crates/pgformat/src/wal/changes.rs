@@ -58,6 +58,7 @@ impl Record<'_> {
             rmgr::STORAGE => self.storage_changes(),
             rmgr::DATABASE => self.database_changes(),
             rmgr::TRANSACTION => self.transaction_changes(),
+            rmgr::TABLESPACE => self.tablespace_changes(),
             _ if self.info & SPECIAL != 0 => None,
             _ => Some(Vec::new()),
         };
@@ -76,6 +77,10 @@ impl Record<'_> {
                 let blocks = body.u32()?;
                 let relation = read_relation(&mut body)?;
                 let flags = body.u32()?;
+                // A flag of a fork that is not known.
+                if flags & !0x7 != 0 {
+                    return None;
+                }
                 // The map's last page is cleared in part and not always logged, hence rounded down.
                 let map_blocks = blocks / PAGES_PER_MAP_PAGE;
                 let forks = [(0x1, Fork::Main, blocks), (0x2, Fork::Vm, map_blocks), (0x4, Fork::Fsm, 0)];
@@ -101,6 +106,17 @@ impl Record<'_> {
         Some(tablespaces.map(|tablespace| FileChange::Database { tablespace, database }).collect())
     }
 
+    /// tablespace.h. The relations of a tablespace come and go with records of their own, and only an empty one can
+    /// be dropped.
+    fn tablespace_changes(&self) -> Option<Vec<FileChange>> {
+        match self.kind() {
+            0x00 | 0x10 if self.info & SPECIAL == 0 => Some(Vec::new()),
+            _ => None,
+        }
+    }
+
+    /// xact.h. A prepared transaction names the relations that go with it only once it is finished; 14 added
+    /// invalidations.
     fn transaction_changes(&self) -> Option<Vec<FileChange>> {
         match self.kind() & 0x70 {
             0x00 | 0x20 | 0x30 | 0x40 => {
@@ -109,7 +125,9 @@ impl Record<'_> {
                 Some(relations.map(|relation| FileChange::Dropped { relation }).collect())
             }
             _ if self.info & SPECIAL != 0 => None,
-            _ => Some(Vec::new()),
+            0x10 | 0x50 => Some(Vec::new()),
+            0x60 if self.format.major() >= 14 => Some(Vec::new()),
+            _ => None,
         }
     }
 

@@ -116,6 +116,31 @@ fn truncation_counts_map_pages() {
 }
 
 #[test]
+fn changes_of_files_that_are_not_known_are_never_taken_for_none() {
+    let changes = |version, rmgr, info, main: &[u32]| {
+        look(version, &Plain::main(rmgr, info, &words(main)), |record| record.file_changes()).unwrap()
+    };
+    for version in 13..=18 {
+        for kind in 0..16u8 {
+            let (storage, tablespace) = (changes(version, 2, kind << 4, &[]), changes(version, 5, kind << 4, &[1]));
+            assert_eq!(storage, [FileChange::Unknown], "{version}: {kind}");
+            assert_eq!(tablespace.is_empty(), kind < 2, "{version}: {kind}");
+            // The highest bit only says that a transaction's record has more to it.
+            let transaction = changes(version, 1, kind << 4, &[0, 0, 0]);
+            let known = kind & 7 < if version < 14 { 6 } else { 7 };
+            assert_eq!(transaction.is_empty(), known, "{version}: {kind}");
+        }
+        for (rmgr, info) in [(0, 0xB1), (1, 0x11), (5, 0x01), (5, 0x11), (7, 0x01), (10, 0x01), (21, 0x01)] {
+            assert_eq!(changes(version, rmgr, info, &[]), [FileChange::Unknown], "{version}: {rmgr} {info}");
+        }
+        assert_eq!(changes(version, 2, 0x21, &[7, 1663, 5, 16384, 8]), [FileChange::Unknown], "another fork is cut");
+        assert_eq!(changes(version, 2, 0x11, &[1663, 5, 16384, 4]), [FileChange::Unknown], "another fork is made");
+    }
+    assert_eq!(changes(18, 130, 0x01, &[]), [FileChange::Unknown], "of an extension");
+    assert_eq!(changes(18, 130, 0x00, &[]), [], "of an extension that names what it changes");
+}
+
+#[test]
 fn later_releases_log_the_beginning_of_a_checkpoint() {
     let plain = Plain::main(0, 0xE0, &words(&[1]));
     let event = |version| look(version, &plain, |record| record.event()).unwrap();

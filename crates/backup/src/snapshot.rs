@@ -1,38 +1,45 @@
-//! A full backup of a running server.
+//! A backup of a running server: of everything, or of what changed since an earlier one.
 //!
 //! *Consistency.* The files are copied while the server writes them; the log from start to stop makes them one state.
 //! The manifest is written only after all packs, maps and that log are durable in the repository.
 //! *Cancellation, crash.* The server ends the backup with its session. What was stored belongs to no snapshot.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use holdfast_format::manifest::{
     DamagedPage, Manifest, MapRef, Owner, SnapshotKind, Summary, Tablespace as StoredTablespace,
 };
+use holdfast_format::map::Map;
 use holdfast_pgformat::ControlFile;
-use holdfast_postgres::backup_api::{BackupSession, BackupStop, StartCheckpoint};
+use holdfast_postgres::backup_api::{BackupSession, StartCheckpoint};
 use holdfast_postgres::client::{Client, Purpose};
 use holdfast_postgres::conninfo::ConnInfo;
 use holdfast_postgres::server::{Right, ServerInfo, check_rights};
-use holdfast_repository::{Epoch, Lineage, Repository, random};
+use holdfast_repository::{Epoch, Keyring, Lineage, Repository, random};
 use holdfast_runtime::{Cancel, Phase, Progress, RateLimit};
-use holdfast_types::{ByteSize, Lsn, Micros, Segment, SnapshotId};
-use tokio::sync::{mpsc, watch};
+use holdfast_types::{ByteSize, Lsn, Micros, SnapshotId, Timeline};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::BackupError;
 use crate::assemble::{assemble, pack_sizes};
-use crate::receive::{ReceiveOptions, ReceiveStatus, receive};
+use crate::base::Base;
+use crate::changes::{self, Between};
+use crate::feed::LogFeed;
 use crate::scan::{FileTask, Other, Scan, scan};
+use crate::select::{Known, Reading, select};
 use crate::worker::{FullPack, Output, Shared, work};
-use crate::{BackupError, ReceiveError};
 
 /// What to back up and how.
 #[derive(Clone, Debug)]
 pub struct BackupOptions {
     pub source: String,
+    /// What is asked for. Where the log does not tell what changed, a full backup is made, and says why.
+    pub kind: SnapshotKind,
     pub connection: ConnInfo,
     /// Where the server's files are on this machine, if not where the server says.
     pub data_directory: Option<PathBuf>,
@@ -61,102 +68,203 @@ pub struct BackupReport {
 const OLDEST: u32 = 13;
 const NEWEST: u32 = 18;
 
-/// Makes a full backup.
-pub async fn full(
+/// Makes a backup. One that builds on another needs the keyring to read it.
+pub async fn backup(
     repository: &Repository,
+    keyring: Option<&Keyring>,
     options: &BackupOptions,
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<BackupReport, BackupError> {
+    if options.kind != SnapshotKind::Full && keyring.is_none() {
+        return Err(BackupError::NoIdentity);
+    }
     progress.begin(Phase("connecting"), 0);
     let (client, info) = connect(options).await?;
     let data_directory = find_data_directory(options, &info)?;
     let epoch = repository.begin_epoch().await?;
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
     let log = LogFeed::begin(repository, options).await?;
-    let outcome = run(&epoch, options, &info, client, data_directory, lineage, &log, (progress, cancel)).await;
+    let job = Job { epoch, keyring, options, info, data_directory, lineage, progress, cancel };
+    let outcome = job.run(client, &log).await;
     log.end().await;
     outcome
 }
 
-#[expect(clippy::too_many_arguments, reason = "one call, and a struct for it would only repeat the names")]
-async fn run(
-    epoch: &Epoch,
-    options: &BackupOptions,
-    info: &ServerInfo,
-    client: Client,
+/// All that stays the same while a backup is made.
+struct Job<'a> {
+    epoch: Epoch,
+    keyring: Option<&'a Keyring>,
+    options: &'a BackupOptions,
+    info: ServerInfo,
     data_directory: PathBuf,
     lineage: Lineage,
-    log: &LogFeed,
-    (progress, cancel): (&Progress, &Cancel),
-) -> Result<BackupReport, BackupError> {
-    let id = SnapshotId::new(&stamp(info.now), random()).map_err(|_| BackupError::Worker)?;
-    progress.begin(Phase("waiting for the checkpoint"), 0);
-    let label = format!("holdfast {id}");
-    let start = tokio::select! {
-        outcome = BackupSession::start(client, &label, options.checkpoint) => outcome,
-        () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
-    };
-    let (mut session, start) = start.map_err(BackupError::Api)?;
-    tracing::info!(snapshot = %id, lsn = %start.lsn, "the backup began");
+    progress: &'a Progress,
+    cancel: &'a Cancel,
+}
 
-    let config = config_files(info, &data_directory);
-    let mut listed = scan(&data_directory)?;
-    add_config_files(&mut listed, &config);
-    progress.begin(Phase("copying"), listed.bytes());
-    let mut outputs = copy(epoch, options, info, &mut listed, &mut session, (progress, cancel)).await?;
+/// What a backup builds on.
+struct Ground {
+    base: Arc<Base>,
+    between: Between,
+}
 
-    progress.begin(Phase("ending the backup"), 0);
-    let pg_control = read_control_file(&data_directory).await?;
-    let stop = session.stop().await.map_err(BackupError::Api)?;
-    if stop.timeline != stop.start_timeline {
-        // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
-        return Err(BackupError::TimelineChanged);
+impl Job<'_> {
+    async fn run(&self, client: Client, log: &LogFeed) -> Result<BackupReport, BackupError> {
+        let Self { epoch, options, info, progress, cancel, .. } = self;
+        let id = SnapshotId::new(&stamp(info.now), random()).map_err(|_| BackupError::Worker)?;
+        let mut notes = Vec::new();
+        let base = self.find_base(&mut notes).await?;
+        progress.begin(Phase("waiting for the checkpoint"), 0);
+        let label = format!("holdfast {id}");
+        let start = tokio::select! {
+            outcome = BackupSession::start(client, &label, options.checkpoint) => outcome,
+            () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
+        };
+        let (mut session, start) = start.map_err(BackupError::Api)?;
+        tracing::info!(snapshot = %id, lsn = %start.lsn, "the backup began");
+        let timeline = start.timeline.unwrap_or(info.timeline);
+        let ground = match base {
+            Some(base) => self.find_changes(base, log, timeline, start.lsn, &mut notes).await?,
+            None => None,
+        };
+
+        let config = config_files(info, &self.data_directory);
+        let mut listed = scan(&self.data_directory)?;
+        add_config_files(&mut listed, &config);
+        if let Some(ground) = &ground {
+            choose_pages(&mut listed, ground);
+        }
+        let read_bytes = listed.bytes_to_read();
+        progress.begin(Phase("copying"), read_bytes);
+        let base = ground.as_ref().map(|ground| Arc::clone(&ground.base));
+        let mut outputs = self.copy(base.clone(), &mut listed, &mut session).await?;
+
+        progress.begin(Phase("ending the backup"), 0);
+        let pg_control = read_control_file(&self.data_directory).await?;
+        let stop = session.stop().await.map_err(BackupError::Api)?;
+        if stop.timeline != stop.start_timeline || stop.start_timeline != timeline {
+            // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
+            return Err(BackupError::TimelineChanged);
+        }
+        let damage = damaged_pages(&outputs, start.lsn, stop.lsn, options).await;
+        notes.append(&mut listed.notes);
+        let count = |(n, b): (u64, u64), size: u64| (n + 1, b + size);
+        let (files, bytes) = outputs.iter().flat_map(|output| &output.files).map(|file| file.size).fold((0, 0), count);
+        let own_bytes: u64 = outputs.iter().flat_map(|output| &output.packs).map(|(_, bytes)| *bytes).sum();
+        let assembled = assemble(&mut outputs, &listed.others, base.as_deref());
+        let packs = pack_sizes(&assembled, &outputs, base.as_deref())?;
+        let (maps, map_bytes) = store_maps(epoch, &assembled).await?;
+        progress.begin(Phase("waiting for the log"), 0);
+        log.wait(epoch.repository(), options, self.lineage, (start.lsn, &stop), cancel).await?;
+        let summary = Summary {
+            id,
+            source: options.source.clone(),
+            kind: if ground.is_some() { options.kind } else { SnapshotKind::Full },
+            base: base.as_ref().map(|base| base.manifest.summary.id.clone()),
+            server_version: info.version.0,
+            system_id: info.system_id,
+            timeline: stop.start_timeline,
+            start_lsn: start.lsn,
+            stop_lsn: stop.lsn,
+            segment_size: info.wal_segment_size,
+            started_at: start.started_at,
+            stopped_at: stop.stopped_at,
+            from_standby: info.in_recovery,
+            bytes,
+            files,
+            read_bytes: Some(read_bytes),
+            stored_bytes: own_bytes + map_bytes,
+            damaged_pages: damage.len() as u64,
+            made_by: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
+        };
+        let manifest = Manifest {
+            summary: summary.clone(),
+            maps,
+            packs,
+            backup_label: stop.backup_label,
+            tablespace_map: stop.tablespace_map,
+            pg_control,
+            tablespaces: tablespaces(info, &listed),
+            owner: owner(&self.data_directory)?,
+            data_directory: self.data_directory.display().to_string(),
+            config_files: config.iter().map(|path| path.display().to_string()).collect(),
+            parameters: parameters(info),
+            damage: damage.clone(),
+        };
+        cancel.check()?;
+        epoch.commit(&manifest).await?;
+        tracing::info!(snapshot = %summary.id, "the snapshot exists");
+        if let (Some(ground), Some(log)) = (&ground, self.log())
+            && let Err(error) = changes::merge(epoch, &log, &ground.between).await
+        {
+            // They are merged next time.
+            tracing::warn!(%error, "change maps could not be merged");
+        }
+        Ok(BackupReport { summary, damage, notes, phases: progress.durations() })
     }
-    let damage = damaged_pages(&outputs, start.lsn, stop.lsn, options).await;
-    let notes = std::mem::take(&mut listed.notes);
-    let (files, bytes) = outputs.iter().flat_map(|output| &output.files).fold((0, 0), |(n, b), f| (n + 1, b + f.size));
-    let packs = pack_sizes(&outputs);
-    let (maps, map_bytes) = store_maps(epoch, &mut outputs, &listed).await?;
-    progress.begin(Phase("waiting for the log"), 0);
-    log.wait(epoch.repository(), options, lineage, (start.lsn, &stop), cancel).await?;
-    let summary = Summary {
-        id,
-        source: options.source.clone(),
-        kind: SnapshotKind::Full,
-        server_version: info.version.0,
-        system_id: info.system_id,
-        timeline: stop.start_timeline,
-        start_lsn: start.lsn,
-        stop_lsn: stop.lsn,
-        segment_size: info.wal_segment_size,
-        started_at: start.started_at,
-        stopped_at: stop.stopped_at,
-        from_standby: info.in_recovery,
-        bytes,
-        files,
-        stored_bytes: packs.iter().map(|pack| pack.bytes).sum::<u64>() + map_bytes,
-        damaged_pages: damage.len() as u64,
-        made_by: format!("holdfast {}", env!("CARGO_PKG_VERSION")),
-    };
-    let manifest = Manifest {
-        summary: summary.clone(),
-        maps,
-        packs,
-        backup_label: stop.backup_label,
-        tablespace_map: stop.tablespace_map,
-        pg_control,
-        tablespaces: tablespaces(info, &listed),
-        owner: owner(&data_directory)?,
-        data_directory: data_directory.display().to_string(),
-        config_files: config.iter().map(|path| path.display().to_string()).collect(),
-        parameters: parameters(info),
-        damage: damage.clone(),
-    };
-    cancel.check()?;
-    epoch.commit(&manifest).await?;
-    tracing::info!(snapshot = %summary.id, "the snapshot exists");
-    Ok(BackupReport { summary, damage, notes, phases: progress.durations() })
+
+    fn log(&self) -> Option<changes::Log<'_>> {
+        Some(changes::Log {
+            keyring: self.keyring?,
+            source: &self.options.source,
+            lineage: self.lineage,
+            major: self.info.version.0 / 10_000,
+        })
+    }
+
+    /// The snapshot to build on, if one is wanted and there is one.
+    async fn find_base(&self, notes: &mut Vec<String>) -> Result<Option<Base>, BackupError> {
+        let Some(keyring) = self.keyring.filter(|_| self.options.kind != SnapshotKind::Full) else { return Ok(None) };
+        self.progress.begin(Phase("reading the snapshot before"), 0);
+        match Base::find(keyring, &self.options.source, self.options.kind, &self.info).await? {
+            Ok(base) => Ok(Some(base)),
+            Err(why) => {
+                notes.push(format!("everything was read: {why}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// What changed since the base; `None` if the log does not tell.
+    async fn find_changes(
+        &self,
+        base: Base,
+        log: &LogFeed,
+        timeline: Timeline,
+        lsn: Lsn,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Ground>, BackupError> {
+        let Some(changes) = self.log() else { return Ok(None) };
+        self.progress.begin(Phase("finding what changed"), 0);
+        let reaches = log.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, lsn), self.cancel);
+        let outcome = if reaches.await? {
+            changes::between(&changes, &base.manifest.summary, timeline, lsn).await?
+        } else {
+            Err(format!("the log had not come as far as {lsn} after {} s", self.options.log_wait.as_secs()))
+        };
+        match outcome {
+            Ok(between) => Ok(Some(Ground { base: Arc::new(base), between })),
+            Err(why) => {
+                notes.push(format!("everything was read, because it is not known what changed: {why}"));
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// Says of every file which of its pages are to be read.
+fn choose_pages(listed: &mut Scan, ground: &Ground) {
+    let mut damaged: HashMap<&[u8], Vec<u32>> = HashMap::new();
+    for page in &ground.base.manifest.damage {
+        damaged.entry(page.path.as_bytes()).or_default().push(page.block);
+    }
+    for task in &mut listed.files {
+        let (Some(relation), Some((base_size, ..))) = (task.relation, ground.base.file(&task.name)) else { continue };
+        let known = Known { relation, size: task.size, base_size, pages_per_file: RELSEG_BLOCKS };
+        let damaged = damaged.get(task.name.as_slice()).map_or(&[][..], Vec::as_slice);
+        task.reading = select(&known, &ground.between.map, damaged);
+    }
 }
 
 async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), BackupError> {
@@ -222,68 +330,70 @@ async fn read_control_file(data_directory: &Path) -> Result<Vec<u8>, BackupError
     Err(BackupError::ControlFile { path, problem })
 }
 
-async fn copy(
-    epoch: &Epoch,
-    options: &BackupOptions,
-    info: &ServerInfo,
-    listed: &mut Scan,
-    session: &mut BackupSession,
-    (progress, cancel): (&Progress, &Cancel),
-) -> Result<Vec<Output>, BackupError> {
-    let mut files = std::mem::take(&mut listed.files);
-    // Large ones first, so that no worker is left with one at the end; of equal size in order of name, so that segments
-    // of a relation are packed near each other.
-    files.sort_by(|a, b| (b.size, &a.name).cmp(&(a.size, &b.name)));
-    // Workers stop when one of them fails, and when the session does.
-    let stop = Cancel::new();
-    let shared = Arc::new(Shared {
-        queue: Mutex::new(files.into()),
-        epoch: epoch.clone(),
-        level: options.level,
-        check_pages: info.data_checksums.then_some(RELSEG_BLOCKS),
-        rate_limit: options.rate_limit.map(|limit| RateLimit::new(limit.get())),
-        progress: progress.clone(),
-        cancel: stop.clone(),
-    });
-    let parallel = options.parallel.max(1);
-    let (sender, receiver) = mpsc::channel(1);
-    let uploader = tokio::spawn(upload(epoch.clone(), receiver, parallel));
-    let workers: Vec<_> = (0..parallel)
-        .map(|_| {
-            let (shared, sender) = (Arc::clone(&shared), sender.clone());
-            tokio::task::spawn_blocking(move || {
-                let outcome = work(Arc::clone(&shared), sender);
-                if outcome.is_err() {
-                    shared.cancel.cancel();
-                }
-                outcome
+impl Job<'_> {
+    async fn copy(
+        &self,
+        base: Option<Arc<Base>>,
+        listed: &mut Scan,
+        session: &mut BackupSession,
+    ) -> Result<Vec<Output>, BackupError> {
+        let Self { epoch, options, info, progress, cancel, .. } = self;
+        let mut files = std::mem::take(&mut listed.files);
+        // The most work first, so that no worker is left with it at the end; otherwise in order of name, so that
+        // segments of a relation are packed near each other.
+        files.sort_by(|a, b| (b.bytes_to_read(), &a.name).cmp(&(a.bytes_to_read(), &b.name)));
+        // Workers stop when one of them fails, and when the session does.
+        let stop = Cancel::new();
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(files.into()),
+            epoch: epoch.clone(),
+            base,
+            level: options.level,
+            check_pages: info.data_checksums.then_some(RELSEG_BLOCKS),
+            rate_limit: options.rate_limit.map(|limit| RateLimit::new(limit.get())),
+            progress: (*progress).clone(),
+            cancel: stop.clone(),
+        });
+        let parallel = options.parallel.max(1);
+        let (sender, receiver) = mpsc::channel(1);
+        let uploader = tokio::spawn(upload(epoch.clone(), receiver, parallel));
+        let workers: Vec<_> = (0..parallel)
+            .map(|_| {
+                let (shared, sender) = (Arc::clone(&shared), sender.clone());
+                tokio::task::spawn_blocking(move || {
+                    let outcome = work(Arc::clone(&shared), sender);
+                    if outcome.is_err() {
+                        shared.cancel.cancel();
+                    }
+                    outcome
+                })
             })
-        })
-        .collect();
-    drop(sender);
-    let watched = watch_session(session, cancel);
-    let finished = async {
-        let mut outputs = Vec::new();
-        let mut failures = Vec::new();
-        for worker in workers {
-            match worker.await.map_err(|_| BackupError::Worker).flatten() {
-                Ok(output) => outputs.push(output),
-                Err(error) => failures.push(error),
+            .collect();
+        drop(sender);
+        let watched = watch_session(session, cancel);
+        let finished = async {
+            let mut outputs = Vec::new();
+            let mut failures = Vec::new();
+            for worker in workers {
+                match worker.await.map_err(|_| BackupError::Worker).flatten() {
+                    Ok(output) => outputs.push(output),
+                    Err(error) => failures.push(error),
+                }
             }
-        }
-        (outputs, failures)
-    };
-    tokio::pin!(finished);
-    let interrupted = tokio::select! {
-        error = watched => Some(error),
-        (outputs, failures) = &mut finished => {
-            return conclude(outputs, failures, uploader).await;
-        }
-    };
-    stop.cancel();
-    let (outputs, failures) = finished.await;
-    drop(conclude(outputs, failures, uploader).await);
-    Err(interrupted.unwrap_or(BackupError::Worker))
+            (outputs, failures)
+        };
+        tokio::pin!(finished);
+        let interrupted = tokio::select! {
+            error = watched => Some(error),
+            (outputs, failures) = &mut finished => {
+                return conclude(outputs, failures, uploader).await;
+            }
+        };
+        stop.cancel();
+        let (outputs, failures) = finished.await;
+        drop(conclude(outputs, failures, uploader).await);
+        Err(interrupted.unwrap_or(BackupError::Worker))
+    }
 }
 
 /// Pages of a relation's segment file, 1 GiB: PostgreSQL's default, which every distribution keeps.
@@ -343,12 +453,12 @@ async fn join(
     }
 }
 
-async fn store_maps(epoch: &Epoch, outputs: &mut [Output], listed: &Scan) -> Result<(Vec<MapRef>, u64), BackupError> {
+async fn store_maps(epoch: &Epoch, maps: &[Map]) -> Result<(Vec<MapRef>, u64), BackupError> {
     let mut references = Vec::new();
     let mut bytes = 0;
-    for map in assemble(outputs, &listed.others) {
+    for map in maps {
         let entries = map.entries.len() as u64;
-        let (id, len) = epoch.put_map(&map).await?;
+        let (id, len) = epoch.put_map(map).await?;
         bytes += len;
         references.push(MapRef { id, bytes: len, entries });
     }
@@ -384,6 +494,7 @@ fn add_config_files(listed: &mut Scan, config: &[PathBuf]) {
                     mode: metadata.mode() & 0o7777,
                     modified: metadata.mtime(),
                     relation: None,
+                    reading: Reading::Whole,
                 });
             }
             Ok(_) => listed.notes.push(format!("{} is not a file and was left out", path.display())),
@@ -471,128 +582,4 @@ async fn relation_name(options: &BackupOptions, file: holdfast_pgformat::Relatio
     let name = client.query(&sql).await.ok()?.first()?.get("name")?.to_owned();
     client.close().await;
     Some(format!("{database}: {name}"))
-}
-
-/// Who brings the log of the backup into the repository: a receiver that runs already, or one of our own.
-struct LogFeed {
-    own: Option<OwnReceiver>,
-}
-
-struct OwnReceiver {
-    until: watch::Sender<Option<Lsn>>,
-    status: watch::Receiver<ReceiveStatus>,
-    task: JoinHandle<Result<(), ReceiveError>>,
-    cancel: Cancel,
-}
-
-impl LogFeed {
-    async fn begin(repository: &Repository, options: &BackupOptions) -> Result<Self, BackupError> {
-        if is_received(options).await? {
-            return Ok(Self { own: None });
-        }
-        let receive_options = ReceiveOptions {
-            source: options.source.clone(),
-            connection: options.connection.clone(),
-            slot: None,
-            create_slot: false,
-            spool: None,
-            interval: Duration::from_millis(500),
-            synchronous: false,
-        };
-        let (until, until_receiver) = watch::channel(None);
-        let (status_sender, mut status) = watch::channel(ReceiveStatus::default());
-        let cancel = Cancel::new();
-        let task = {
-            let (repository, cancel) = (repository.clone(), cancel.clone());
-            tokio::spawn(async move {
-                receive(&repository, &receive_options, until_receiver, &status_sender, &cancel).await
-            })
-        };
-        // Streaming first: the backup's own log must not be gone before somebody asks for it.
-        let is_decided = |status: &ReceiveStatus| status.connected || status.last_error.is_some();
-        let is_connected = status.wait_for(is_decided).await.is_ok_and(|status| status.connected);
-        if !is_connected {
-            cancel.cancel();
-            if let Ok(Err(error)) = task.await {
-                return Err(BackupError::Log(Box::new(error)));
-            }
-            return Err(BackupError::Log(Box::new(ReceiveError::ServerClosed { source_name: options.source.clone() })));
-        }
-        Ok(Self { own: Some(OwnReceiver { until, status, task, cancel }) })
-    }
-
-    /// Returns when the log from `start` to the stop is durable in the repository.
-    async fn wait(
-        &self,
-        repository: &Repository,
-        options: &BackupOptions,
-        lineage: Lineage,
-        (start, stop): (Lsn, &BackupStop),
-        cancel: &Cancel,
-    ) -> Result<(), BackupError> {
-        if let Some(own) = &self.own {
-            own.until.send_replace(Some(stop.lsn));
-            let mut status = own.status.clone();
-            tokio::select! {
-                // An error means that the receiver has ended; whether far enough shows below.
-                _ = status.wait_for(|status| status.durable >= stop.lsn) => {}
-                () = tokio::time::sleep(options.log_wait) => {}
-                () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
-            }
-        }
-        let begun = Instant::now();
-        loop {
-            let view = repository.log(&options.source, lineage).await?;
-            // Recovery reads whole segments: the one in which the backup began from its beginning.
-            let size = lineage.segment_size;
-            let first = Segment::containing(stop.start_timeline, start, size).start(size);
-            if view.coverage(stop.start_timeline).covers(first, stop.lsn) {
-                return Ok(());
-            }
-            if begun.elapsed() > options.log_wait || self.own.is_some() {
-                let waited_seconds = options.log_wait.as_secs();
-                return Err(BackupError::LogMissing { start, stop: stop.lsn, waited_seconds });
-            }
-            cancel.check()?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-
-    async fn end(self) {
-        if let Some(own) = self.own {
-            own.cancel.cancel();
-            if let Ok(Err(error)) = own.task.await {
-                tracing::debug!(%error, "the backup's own receiver ended");
-            }
-        }
-    }
-}
-
-/// Whether somebody brings the log already: a receiver on the slot, or the archiver.
-async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
-    let source_name = || options.source.clone();
-    let mut client = Client::connect(&options.connection, Purpose::Sql)
-        .await
-        .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
-    let mut received = false;
-    if let Some(slot) = &options.slot {
-        match client.read_slot(slot).await {
-            Ok(state) => received = state.is_some_and(|state| state.active),
-            // Not knowing is safe: the backup then streams the log itself.
-            Err(error) => tracing::warn!(slot, %error, "could not find out whether a receiver runs"),
-        }
-    }
-    if !received {
-        let archives = client
-            .query(
-                "SELECT 1 FROM pg_catalog.pg_settings a, pg_catalog.pg_settings c \
-                    WHERE a.name = 'archive_mode' AND a.setting <> 'off' \
-                    AND c.name = 'archive_command' AND c.setting LIKE '%holdfast%wal%push%'",
-            )
-            .await
-            .map_err(|source| BackupError::Query { source_name: source_name(), source })?;
-        received = !archives.is_empty();
-    }
-    client.close().await;
-    Ok(received)
 }

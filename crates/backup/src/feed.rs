@@ -1,0 +1,163 @@
+//! Who brings the log of a backup into the repository.
+
+use std::time::{Duration, Instant};
+
+use holdfast_postgres::backup_api::BackupStop;
+use holdfast_postgres::client::{Client, Purpose};
+use holdfast_repository::{Lineage, Repository};
+use holdfast_runtime::Cancel;
+use holdfast_types::{Lsn, Segment, Timeline};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::receive::{ReceiveOptions, ReceiveStatus, receive};
+use crate::snapshot::BackupOptions;
+use crate::{BackupError, ReceiveError};
+
+const POLL: Duration = Duration::from_millis(200);
+
+/// A receiver that runs already, or one of our own.
+pub(crate) struct LogFeed {
+    own: Option<OwnReceiver>,
+}
+
+struct OwnReceiver {
+    until: watch::Sender<Option<Lsn>>,
+    status: watch::Receiver<ReceiveStatus>,
+    task: JoinHandle<Result<(), ReceiveError>>,
+    cancel: Cancel,
+}
+
+impl LogFeed {
+    pub(crate) async fn begin(repository: &Repository, options: &BackupOptions) -> Result<Self, BackupError> {
+        if is_received(options).await? {
+            return Ok(Self { own: None });
+        }
+        let receive_options = ReceiveOptions {
+            source: options.source.clone(),
+            connection: options.connection.clone(),
+            slot: None,
+            create_slot: false,
+            spool: None,
+            interval: Duration::from_millis(500),
+            synchronous: false,
+        };
+        let (until, until_receiver) = watch::channel(None);
+        let (status_sender, mut status) = watch::channel(ReceiveStatus::default());
+        let cancel = Cancel::new();
+        let task = {
+            let (repository, cancel) = (repository.clone(), cancel.clone());
+            tokio::spawn(async move {
+                receive(&repository, &receive_options, until_receiver, &status_sender, &cancel).await
+            })
+        };
+        // Streaming first: the backup's own log must not be gone before somebody asks for it.
+        let is_decided = |status: &ReceiveStatus| status.connected || status.last_error.is_some();
+        let is_connected = status.wait_for(is_decided).await.is_ok_and(|status| status.connected);
+        if !is_connected {
+            cancel.cancel();
+            if let Ok(Err(error)) = task.await {
+                return Err(BackupError::Log(Box::new(error)));
+            }
+            return Err(BackupError::Log(Box::new(ReceiveError::ServerClosed { source_name: options.source.clone() })));
+        }
+        Ok(Self { own: Some(OwnReceiver { until, status, task, cancel }) })
+    }
+
+    /// Returns when the log of a timeline has come as far as `lsn`; says whether it has within the time.
+    pub(crate) async fn reaches(
+        &self,
+        repository: &Repository,
+        options: &BackupOptions,
+        (lineage, timeline, lsn): (Lineage, Timeline, Lsn),
+        cancel: &Cancel,
+    ) -> Result<bool, BackupError> {
+        let begun = Instant::now();
+        loop {
+            let is_there = match &self.own {
+                Some(own) => own.status.borrow().durable >= lsn,
+                None => repository.log(&options.source, lineage).await?.end(timeline).is_some_and(|end| end >= lsn),
+            };
+            if is_there || begun.elapsed() > options.log_wait {
+                return Ok(is_there);
+            }
+            cancel.check()?;
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Returns when the log from `start` to the stop is durable in the repository.
+    pub(crate) async fn wait(
+        &self,
+        repository: &Repository,
+        options: &BackupOptions,
+        lineage: Lineage,
+        (start, stop): (Lsn, &BackupStop),
+        cancel: &Cancel,
+    ) -> Result<(), BackupError> {
+        if let Some(own) = &self.own {
+            own.until.send_replace(Some(stop.lsn));
+            let mut status = own.status.clone();
+            tokio::select! {
+                // An error means that the receiver has ended; whether far enough shows below.
+                _ = status.wait_for(|status| status.durable >= stop.lsn) => {}
+                () = tokio::time::sleep(options.log_wait) => {}
+                () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
+            }
+        }
+        let begun = Instant::now();
+        loop {
+            let view = repository.log(&options.source, lineage).await?;
+            // Recovery reads whole segments: the one in which the backup began from its beginning.
+            let size = lineage.segment_size;
+            let first = Segment::containing(stop.start_timeline, start, size).start(size);
+            if view.coverage(stop.start_timeline).covers(first, stop.lsn) {
+                return Ok(());
+            }
+            if begun.elapsed() > options.log_wait || self.own.is_some() {
+                let waited_seconds = options.log_wait.as_secs();
+                return Err(BackupError::LogMissing { start, stop: stop.lsn, waited_seconds });
+            }
+            cancel.check()?;
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub(crate) async fn end(self) {
+        if let Some(own) = self.own {
+            own.cancel.cancel();
+            if let Ok(Err(error)) = own.task.await {
+                tracing::debug!(%error, "the backup's own receiver ended");
+            }
+        }
+    }
+}
+
+/// Whether somebody brings the log already: a receiver on the slot, or the archiver.
+async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
+    let source_name = || options.source.clone();
+    let mut client = Client::connect(&options.connection, Purpose::Sql)
+        .await
+        .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
+    let mut received = false;
+    if let Some(slot) = &options.slot {
+        match client.read_slot(slot).await {
+            Ok(state) => received = state.is_some_and(|state| state.active),
+            // Not knowing is safe: the backup then streams the log itself.
+            Err(error) => tracing::warn!(slot, %error, "could not find out whether a receiver runs"),
+        }
+    }
+    if !received {
+        let archives = client
+            .query(
+                "SELECT 1 FROM pg_catalog.pg_settings a, pg_catalog.pg_settings c \
+                    WHERE a.name = 'archive_mode' AND a.setting <> 'off' \
+                    AND c.name = 'archive_command' AND c.setting LIKE '%holdfast%wal%push%'",
+            )
+            .await
+            .map_err(|source| BackupError::Query { source_name: source_name(), source })?;
+        received = !archives.is_empty();
+    }
+    client.close().await;
+    Ok(received)
+}
