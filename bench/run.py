@@ -12,31 +12,50 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import full, restore, results, system, wal
+from lib import chain, full, growth, impact, incremental, replay, restore, results, system, wal
 from lib.context import Context
 from lib.system import BenchError
 
 BENCH = Path(__file__).resolve().parent
 TARGET = BENCH.parent / "target" / "release"
-PARTS = {"full": full.run, "restore": restore.run, "wal": wal.run}
+PARTS = {
+    "full": full.run,
+    "restore": restore.run,
+    "incremental": incremental.run,
+    "chain": chain.run,
+    "growth": growth.run,
+    "replay": replay.run,
+    "impact": impact.run,
+    "wal": wal.run,
+}
+NEED_PGBACKREST = {"full", "restore", "incremental", "growth", "impact"}
+NEED_WORKLOAD = set(PARTS) - {"wal", "growth"}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help="some of full,restore,wal")
+    parser.add_argument("--only", default=",".join(PARTS), metavar="PARTS", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--size-gib", type=float, default=8, metavar="N", help="size of the workload (default 8)")
     parser.add_argument("--cluster", type=Path, metavar="DIR", help="a stopped cluster as workload, instead of a made one")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="turns (default 3)")
     parser.add_argument("--wal-seconds", type=int, default=30, metavar="N", help="how long pgbench runs (default 30)")
-    parser.add_argument("--work", type=Path, default=BENCH / "work", metavar="DIR", help="needs 30 GB for 8 GiB")
+    parser.add_argument(
+        "--growth-sizes", default="1,4", metavar="N,N", help="sizes in GiB that growth compares (default 1,4)"
+    )
+    parser.add_argument("--work", type=Path, default=BENCH / "work", metavar="DIR", help="needs 50 GB for 8 GiB")
     parser.add_argument("--results", type=Path, default=BENCH, metavar="DIR", help="where the results go (default bench)")
     parser.add_argument("--holdfast", type=Path, default=TARGET / "holdfast", metavar="PATH")
+    parser.add_argument("--lab", type=Path, default=TARGET / "lab", metavar="PATH")
     parser.add_argument("--port", type=int, default=55470, metavar="N", help="of the servers' sockets; N+1 is used too")
     parser.add_argument("--keep", action="store_true", help="leave the last repositories in the work directory")
     options = parser.parse_args(argv)
     options.parts = [part for part in options.only.split(",") if part]
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    try:
+        options.growth_sizes = sorted({float(size) for size in options.growth_sizes.split(",")})
+    except ValueError:
+        parser.error(f"--growth-sizes: no list of numbers: {options.growth_sizes}")
     # Always in this order: the restores use the backups.
     options.parts = [part for part in PARTS if part in options.parts]
     return options
@@ -64,18 +83,20 @@ def run(options: argparse.Namespace, socket: Path) -> None:
     work = system.make_work_directory(options.work.resolve())
     system.make_directory(socket)
     system.make_directory(work / "log")
-    needs_lab = not options.cluster and options.parts != ["wal"]
+    parts = set(options.parts)
+    needs_lab = "growth" in parts or (not options.cluster and bool(NEED_WORKLOAD & parts))
     context = Context(
         parts=options.parts,
         work=work,
         socket=socket,
         holdfast_program=own_copy(options.holdfast, work),
-        pgbackrest_program=find_pgbackrest() if {"full", "restore"} & set(options.parts) else Path(),
-        lab_program=own_copy(TARGET / "lab", work) if needs_lab else Path(),
+        pgbackrest_program=find_pgbackrest() if NEED_PGBACKREST & parts else Path(),
+        lab_program=own_copy(options.lab, work) if needs_lab else Path(),
         size_gib=options.size_gib,
         given_cluster=options.cluster.resolve() if options.cluster else None,
         repeat=options.repeat,
         wal_seconds=options.wal_seconds,
+        growth_sizes=options.growth_sizes,
         keep=options.keep,
         port=options.port,
         at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -63,18 +63,22 @@ class Workload:
         return server
 
     def probe(self) -> Probe:
-        """Counts the smallest table and looks up one message."""
         if self._probe is None:
             with self.server() as server:
-                small = server.query(
-                    "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
-                    " and reltuples >= 1000 order by relpages limit 1",
-                    DATABASE,
-                )
-                middle = server.query("select max(id) / 2 from messages", DATABASE)
-                sql = f"select (select count(*) from {small}), (select md5(m::text) from messages m where id = {middle})"
-                self._probe = Probe(sql, server.query(sql, DATABASE))
+                self._probe = probe(server)
         return self._probe
+
+
+def probe(server: Server) -> Probe:
+    """Counts the smallest table and looks up one message."""
+    small = server.query(
+        "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
+        " and reltuples >= 1000 order by relpages limit 1",
+        DATABASE,
+    )
+    middle = server.query("select max(id) / 2 from messages", DATABASE)
+    sql = f"select (select count(*) from {small}), (select md5(m::text) from messages m where id = {middle})"
+    return Probe(sql, server.query(sql, DATABASE))
 
 
 def make(lab: Path, size_gib: float, work: Path, socket: Path, port: int) -> Path:

@@ -34,6 +34,7 @@ class Context:
     given_cluster: Path | None
     repeat: int
     wal_seconds: int
+    growth_sizes: list[float]
     keep: bool
     port: int
     at: str
@@ -85,5 +86,7 @@ class Context:
         made_by = str(self.given_cluster or "made by the lab")
         data = f"{made_by}, {self.workload.size_gib:g} GiB"
         programs = postgres.programs_for(self.workload.cluster)
-        return self.about(programs, data, {"pgBackRest": self.pgbackrest.version})
+        # Not every part compares with it.
+        peers = {"pgBackRest": self.pgbackrest.version} if self.pgbackrest_program.name else {}
+        return self.about(programs, data, peers)
 

@@ -34,6 +34,8 @@ class Sample:
     kernel_cpu: float = 0.0
     stolen_cpu: float = 0.0
     caches_dropped: bool = False
+    # What was measured, where a part measures more than one thing: the first part of the figures' names.
+    case: str = ""
     details: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -98,6 +100,7 @@ class Process:
             )
         self.pid = self._child.pid
         self.memory_sum = 0
+        self.bytes_read = 0
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
@@ -127,6 +130,9 @@ class Process:
         timer = threading.Timer(TIMEOUT_SECONDS, os.killpg, (self.pid, signal.SIGKILL))
         timer.start()
         try:
+            # Ended and not yet reaped, it has the sums of all its children that it waited for.
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            self.bytes_read = system.bytes_read(self.pid)
             _, status, usage = os.wait4(self.pid, 0)
         finally:
             timer.cancel()
@@ -155,16 +161,18 @@ def measure(
     log: Path,
     server_cpu: Callable[[], Cpu] = Cpu,
     then: Callable[[], Cpu] | None = None,
+    beside: Callable[[], Cpu] = Cpu,
 ) -> Sample:
     """Runs a command with a cold page cache and measures it.
 
     `server_cpu` says what the server has used so far, as it is nobody's child. `then` is what has to happen after the
-    command until the clock stops; it returns what others used meanwhile.
+    command until the clock stops; it returns what others used meanwhile. `beside` says what known processes have used
+    so far that are neither the tool's nor noise.
     """
     dropped = system.drop_caches()
     system.wait_for_quiet()
     meter = Meter()
-    server_before = server_cpu()
+    server_before, beside_before = server_cpu(), beside()
     began = time.monotonic()
     process = Process(argv, log)
     try:
@@ -186,7 +194,8 @@ def measure(
         memory_max_process=usage.ru_maxrss * 1024,
         caches_dropped=dropped,
     )
-    meter.finish(sample, running=server.total)
+    meter.finish(sample, running=server.total + (beside() - beside_before).total)
+    sample.details["bytes_read"] = process.bytes_read
     if then:
         sample.details["command_wall"] = command_wall
     return sample

@@ -140,6 +140,18 @@ class Server:
                 raise BenchError(f"{self.cluster} does not answer: {done.stderr.strip()}; the end of {self.log}:\n{tail}")
             time.sleep(0.02)
 
+    def wait_until_writable(self) -> None:
+        """Until recovery has ended."""
+        while self.wait_for("select pg_is_in_recovery()") != "f":
+            time.sleep(0.02)
+
+    def archiver_cpu(self) -> Cpu:
+        """What archive_command has used, as `cpu` counts it too."""
+        for process in system.tree(self.postmaster())[1:]:
+            if ": archiver" in system.command_line(process):
+                return system.tree_cpu(process)
+        return Cpu()
+
     def _psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
         argv = self.program("psql", "-d", database, "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql)
         return subprocess.run(system.as_server_user(argv), capture_output=True, text=True, env=system.environment())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from lib import system
-from lib.cluster import DATABASE
+from lib.cluster import DATABASE, Probe
 from lib.context import Context
 from lib.full import backup
 from lib.measure import Sample, measure
@@ -23,7 +23,7 @@ def run(context: Context) -> PartResult:
     samples: list[Sample] = []
     for turn in range(context.repeat):
         for tool in context.restorers:
-            sample = restore(context, tool)
+            sample = restore(context, tool, context.workload.probe())
             context.say(
                 f"restore {turn + 1}/{context.repeat} {tool.name}: wall {sample.wall:.1f} s"
                 f" (command {sample.details['command_wall']:.1f} s), CPU {sample.cpu:.1f} s, noise {sample.noise:.0%}"
@@ -46,9 +46,8 @@ def rows(context: Context, samples: list[Sample]) -> list:
     ]
 
 
-def restore(context: Context, tool: BackupTool) -> Sample:
-    """One restore, measured, and what came back compared with what was there."""
-    probe = context.workload.probe()
+def restore(context: Context, tool: BackupTool, probe: Probe, also: Probe | None = None) -> Sample:
+    """One restore, measured, and what came back compared with what was there. `also`: compared off the clock."""
     target = context.work / "restored"
     system.remove(target)
     command = tool.restore_command(target)
@@ -69,10 +68,11 @@ def restore(context: Context, tool: BackupTool) -> Sample:
         if answer != probe.answer:
             raise BenchError(f"{tool.name} restored something else: {answer!r} instead of {probe.answer!r}")
         # For the record: how much later it takes writes.
-        while server.query("select pg_is_in_recovery()") != "f":
-            time.sleep(0.05)
+        server.wait_until_writable()
         ended = time.monotonic()
         sample.details["writable_after"] = sample.details["command_wall"] + ended - began
+        if also and (found := server.query(also.sql, DATABASE)) != also.answer:
+            raise BenchError(f"{tool.name} restored something else: {found!r} instead of {also.answer!r}")
     finally:
         if server:
             server.stop()

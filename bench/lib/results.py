@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -46,6 +46,13 @@ GOALS = {
     "restore.wall": Goal("ratio", at_most=0.75),
     "restore.memory": Goal("ours", at_most=512),
     "wal.pgbench_tps": Goal("ratio", at_least=0.90),
+    "incremental_pages.wall": Goal("ratio", at_most=0.2),
+    "incremental_pages.bytes_read": Goal("ratio", at_most=0.1),
+    "incremental_edits.cpu": Goal("ratio", at_most=0.5),
+    "incremental_edits.repository": Goal("ratio", at_most=0.75),
+    "chain50.restore.wall": Goal("ratio", at_most=1.15),
+    "replay1g.wall": Goal("ratio", at_most=1.1),
+    "impact.p99": Goal("ours", at_most=1.10),
 }
 
 
@@ -93,6 +100,8 @@ class PartResult:
     rows: list[Row]
     samples: list[Sample]
     about: dict[str, str]
+    # Pictures and the like: name and content.
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def mib(size: float) -> float:
@@ -112,6 +121,8 @@ def store(directory: Path, result: PartResult) -> None:
     _write(directory / RESULTS, json.dumps(rows, indent=2, ensure_ascii=False))
     _write(directory / RUNS, json.dumps(runs, indent=1, ensure_ascii=False))
     _write(directory / TABLE, table(rows, runs))
+    for name, content in result.files.items():
+        _write(directory / name, content)
 
 
 def _read(path: Path, absent: list | dict) -> list | dict:
@@ -154,7 +165,8 @@ def _shown(runs: dict) -> Callable[[dict], list[str]]:
         # Of the runs that this figure comes from.
         tools = ("holdfast", row["peer_name"])
         of_part = [run["samples"] for run in runs.values() if row["name"] in run["names"]]
-        samples = [sample for samples in of_part for sample in samples if sample["tool"] in tools]
+        cases = ("", row["name"].split(".", 1)[0])
+        samples = [s for samples in of_part for s in samples if s["tool"] in tools and s.get("case", "") in cases]
         noise = max((s["noise"] for s in samples), default=0)
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         return [
@@ -167,12 +179,14 @@ def _shown(runs: dict) -> Callable[[dict], list[str]]:
 
 def _runs(samples: list[dict]) -> list[str]:
     names = list(dict.fromkeys(name for sample in samples for name in sample["details"]))
-    heads = ["tool", "wall s", "user s", "system s", "server CPU s", "memory MiB", "largest process MiB", "noise"]
+    has_cases = any(sample.get("case") for sample in samples)
+    heads = [*(["case"] if has_cases else []), "tool", "wall s", "user s", "system s", "server CPU s", "memory MiB", "largest process MiB", "noise"]
     heads += ["kernel threads CPU s", "cold", *(name.replace("_", " ") for name in names)]
     return _lines(
         heads,
         (
             [
+                *([sample["case"]] if has_cases else []),
                 sample["tool"],
                 *(_number(sample[key]) for key in ("wall", "user", "system", "server_cpu")),
                 *(_number(mib(sample[key])) for key in ("memory_sum", "memory_max_process")),
@@ -187,7 +201,7 @@ def _runs(samples: list[dict]) -> list[str]:
 
 
 def _lines(heads: list[str], rows: Iterable[list[str]]) -> list[str]:
-    rule = ["---:" if head not in ("figure", "tool", "unit", "goal", "peer is") else "---" for head in heads]
+    rule = ["---:" if head not in ("figure", "case", "tool", "unit", "goal", "peer is") else "---" for head in heads]
     return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
 
 

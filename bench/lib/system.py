@@ -175,6 +175,28 @@ def tree_resident_bytes(root: int) -> int:
     return total
 
 
+def processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def command_line(process: int) -> str:
+    """Its arguments, or what it says instead."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def bytes_read(process: int) -> int:
+    """What a process and the children that it waited for have read by calls that read; whether from disk or cache."""
+    try:
+        counters = Path(f"/proc/{process}/io").read_text()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    found = re.search(r"^rchar: (\d+)", counters, re.MULTILINE)
+    return int(found.group(1)) if found else 0
+
+
 def kernel_threads_cpu() -> float:
     """Writeback, disk interrupts handled by threads and the like: not another load, but not any process's either."""
     ticks = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import signal
@@ -18,9 +19,11 @@ PARALLEL = 2
 PEER_LEVEL = 3
 STANZA = "chat"
 
+FULL, DIFFERENTIAL, INCREMENTAL = "full", "differential", "incremental"
+
 
 class BackupTool(ABC):
-    """A tool that takes full backups into a directory of its own."""
+    """A tool that takes backups into a directory of its own."""
 
     name: str
     version: str
@@ -45,7 +48,11 @@ class BackupTool(ABC):
     def set_up(self, server: Server) -> None: ...
 
     @abstractmethod
-    def backup_command(self, server: Server) -> list[str]: ...
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]: ...
+
+    def kinds(self) -> list[str]:
+        """Of which kind each backup is, from the oldest on: a tool may have found that it has to read everything."""
+        raise BenchError(f"the benchmark does not ask {self.name} for its backups")
 
     def restore_command(self, to: Path) -> list[str]:
         raise BenchError(f"the benchmark does not restore with {self.name}")
@@ -63,9 +70,10 @@ class Holdfast(BackupTool):
 
     name = "holdfast"
 
-    def __init__(self, work: Path, program: Path, directory: str = "") -> None:
+    def __init__(self, work: Path, program: Path, directory: str = "", slot: str = "") -> None:
         super().__init__(work, directory)
         self.program = program
+        self._slot = slot
         self.version = system.command_output([str(program), "--version"]).removeprefix("holdfast ")
         if not self.version:
             raise BenchError(f"{program} does not run; build it with `cargo build --release`, or give --holdfast")
@@ -75,15 +83,22 @@ class Holdfast(BackupTool):
         return [str(self.program), "--config", str(self.config), "--quiet", *arguments]
 
     def set_up(self, server: Server) -> None:
+        slot = f'slot = "{self._slot}"\n' if self._slot else ""
         system.write_file(
             self.config,
             f'[repository.main]\npath = "{self.repository}"\nidentity_file = "{self.directory}/identity.txt"\n'
-            f'[source.chat]\nconnection = "{server.conninfo()}"\n',
+            f'[source.chat]\nconnection = "{server.conninfo()}"\n{slot}',
         )
         measure.run(self.command("init", "--new-identity", str(self.directory / "identity.txt")), self.log)
 
-    def backup_command(self, server: Server) -> list[str]:
-        return self.command("backup", "chat", "--fast", "--parallel", str(PARALLEL))
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
+        return self.command("backup", "chat", "--type", kind, "--fast", "--parallel", str(PARALLEL))
+
+    def kinds(self) -> list[str]:
+        listed = system.command_output(system.as_server_user(self.command("list", "chat", "--json")))
+        if not listed:
+            raise BenchError(f"`holdfast list` says nothing; its configuration is {self.config}")
+        return [snapshot["kind"] for snapshot in json.loads(listed)["sources"][0]["snapshots"]]
 
     def restore_command(self, to: Path) -> list[str]:
         return self.command("restore", "chat", "--to", str(to), "--parallel", str(PARALLEL))
@@ -93,6 +108,7 @@ class PgBackRest(BackupTool):
     """Encrypted, zstd level 3, block and bundle storage, two processes; the log by its archive_command."""
 
     name = "pgbackrest"
+    _KINDS = {FULL: "full", DIFFERENTIAL: "diff", INCREMENTAL: "incr"}
 
     def __init__(self, work: Path, program: Path, workload: Path) -> None:
         super().__init__(work)
@@ -135,8 +151,15 @@ class PgBackRest(BackupTool):
         system.write_file(self.config, "\n".join(lines) + "\n")
         measure.run(self.command("stanza-create"), self.log)
 
-    def backup_command(self, server: Server) -> list[str]:
-        return self.command("--type=full", "backup")
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
+        return self.command(f"--type={self._KINDS[kind]}", "backup")
+
+    def kinds(self) -> list[str]:
+        told = system.command_output(system.as_server_user(self.command("--output=json", "info")))
+        if not told:
+            raise BenchError(f"`pgbackrest info` says nothing; its configuration is {self.config}")
+        by_name = {name: kind for kind, name in self._KINDS.items()}
+        return [by_name[backup["type"]] for backup in json.loads(told)[0]["backup"]]
 
     def restore_command(self, to: Path) -> list[str]:
         # It does not make the directory itself.
@@ -156,7 +179,9 @@ class PgBaseBackup(BackupTool):
     def set_up(self, server: Server) -> None:
         """Needs nothing."""
 
-    def backup_command(self, server: Server) -> list[str]:
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
+        if kind != FULL:
+            raise BenchError(f"the benchmark takes only full backups with {self.name}")
         compress = f"--compress=client-zstd:level={PEER_LEVEL},workers={PARALLEL}"
         return server.program("pg_basebackup", "-D", str(self.repository), "-Ft", "-X", "stream", "-c", "fast", compress)
 
@@ -204,9 +229,9 @@ class HoldfastReceiver(Receiver):
     name = "holdfast"
     slot = "holdfast_chat"
 
-    def __init__(self, work: Path, program: Path) -> None:
-        self._holdfast = Holdfast(work, program, "holdfast-wal")
-        self.version = self._holdfast.version
+    def __init__(self, holdfast: Holdfast) -> None:
+        self._holdfast = holdfast
+        self.version = holdfast.version
 
     def start(self, server: Server) -> Process:
         self._holdfast.prepare(server)

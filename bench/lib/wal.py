@@ -13,7 +13,7 @@ from lib.measure import Meter, Process, Sample
 from lib.postgres import Server
 from lib.results import Comparison, PartResult, mib
 from lib.system import BenchError, Cpu
-from lib.tools import HoldfastReceiver, PgReceiveWal, Receiver
+from lib.tools import Holdfast, HoldfastReceiver, PgReceiveWal, Receiver
 
 SCALE = 50
 CLIENTS = 8
@@ -33,7 +33,7 @@ SETTINGS = {
 
 def run(context: Context) -> PartResult:
     cluster = make_cluster(context)
-    ours = HoldfastReceiver(context.work, context.holdfast_program)
+    ours = HoldfastReceiver(Holdfast(context.work, context.holdfast_program, "holdfast-wal"))
     peer = PgReceiveWal(context.work, postgres.programs_for(cluster))
     receivers: list[Receiver | None] = [None, peer, ours]
     samples: list[Sample] = []

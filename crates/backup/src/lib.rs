@@ -4,10 +4,12 @@
 //! [`push()`] archives single segments for `archive_command`.
 
 mod assemble;
+mod audit;
 mod base;
 mod changes;
 mod error;
 mod feed;
+mod fragmentation;
 mod pages;
 mod push;
 mod receive;

@@ -27,9 +27,11 @@ use tokio::task::JoinHandle;
 
 use crate::BackupError;
 use crate::assemble::{assemble, pack_sizes};
+use crate::audit::{Audit, Mismatch};
 use crate::base::Base;
 use crate::changes::{self, Between};
 use crate::feed::LogFeed;
+use crate::fragmentation;
 use crate::scan::{FileTask, Other, Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::worker::{FullPack, Output, Shared, work};
@@ -61,6 +63,8 @@ pub struct BackupOptions {
 pub struct BackupReport {
     pub summary: Summary,
     pub damage: Vec<DamagedPage>,
+    /// Pages that changed without a word in the log: what was built on it since may hold stale pages.
+    pub incidents: Vec<String>,
     pub notes: Vec<String>,
     pub phases: Vec<(Phase, Duration)>,
 }
@@ -124,7 +128,7 @@ impl Job<'_> {
         let (mut session, start) = start.map_err(BackupError::Api)?;
         tracing::info!(snapshot = %id, lsn = %start.lsn, "the backup began");
         let timeline = start.timeline.unwrap_or(info.timeline);
-        let ground = match base {
+        let mut ground = match base {
             Some(base) => self.find_changes(base, log, timeline, start.lsn, &mut notes).await?,
             None => None,
         };
@@ -132,8 +136,22 @@ impl Job<'_> {
         let config = config_files(info, &self.data_directory);
         let mut listed = scan(&self.data_directory)?;
         add_config_files(&mut listed, &config);
+        let mut incidents = Vec::new();
+        if let Some(known) = &ground {
+            choose_pages(&mut listed, known);
+            incidents = self.audit(known, &listed, start.lsn).await?;
+            if !incidents.is_empty() {
+                notes.push("everything was read, because what changed is not what the log says".to_owned());
+                listed.files.iter_mut().for_each(|task| task.reading = Reading::Whole);
+                ground = None;
+            }
+        }
         if let Some(ground) = &ground {
-            choose_pages(&mut listed, ground);
+            let rewritten = fragmentation::rewrite(&mut listed.files, &ground.base);
+            if rewritten > 0 {
+                let size = ByteSize::new(rewritten);
+                listed.notes.push(format!("{size} that had not changed were stored anew, to keep restores fast"));
+            }
         }
         let read_bytes = listed.bytes_to_read();
         progress.begin(Phase("copying"), read_bytes);
@@ -201,7 +219,29 @@ impl Job<'_> {
             // They are merged next time.
             tracing::warn!(%error, "change maps could not be merged");
         }
-        Ok(BackupReport { summary, damage, notes, phases: progress.durations() })
+        Ok(BackupReport { summary, damage, incidents, notes, phases: progress.durations() })
+    }
+
+    /// Compares some pages that are said to be unchanged with what the base has.
+    async fn audit(&self, ground: &Ground, listed: &Scan, start: Lsn) -> Result<Vec<String>, BackupError> {
+        let Some(keyring) = self.keyring else { return Ok(Vec::new()) };
+        self.progress.begin(Phase("auditing"), 0);
+        let turn = keyring.repository().snapshots(&self.options.source).await?.len() as u64;
+        let logs_hints = self.info.data_checksums;
+        let audit = Audit { keyring, base: &ground.base, start, logs_hints, turn };
+        let mut incidents = Vec::new();
+        for Mismatch { name, page, why } in audit.run(&listed.files).await? {
+            let relation = listed.files.iter().find(|task| task.name == name).and_then(|task| task.relation);
+            let relation = match relation {
+                Some(relation) => relation_name(self.options, relation).await,
+                None => None,
+            };
+            let relation = relation.map(|relation| format!(" ({relation})")).unwrap_or_default();
+            let base = &ground.base.manifest.summary.id;
+            let name = String::from_utf8_lossy(&name);
+            incidents.push(format!("page {page} of {name}{relation} is not what it was in snapshot {base}: {why}"));
+        }
+        Ok(incidents)
     }
 
     fn log(&self) -> Option<changes::Log<'_>> {

@@ -26,6 +26,8 @@ const FETCH_BYTES: u64 = 4 << 20;
 const GAP_BYTES: u64 = 64 << 10;
 /// Files that a worker keeps open.
 const OPEN_FILES: usize = 64;
+/// With parts below this size on average, a file is scattered.
+const SCATTERED_BYTES: u64 = 128 << 10;
 /// Files from this size on are written past the page cache, so many bytes at a time.
 const DIRECT_BYTES: usize = 1 << 20;
 
@@ -36,13 +38,15 @@ pub(crate) struct Target {
     pub size: u64,
     pub mode: u32,
     pub owner: Option<(u32, u32)>,
+    /// Made of many small parts, as after many incremental backups.
+    scattered: bool,
     /// Bytes that are still to be written.
     missing: AtomicU64,
 }
 
 impl Target {
     pub(crate) fn new(path: PathBuf, size: u64, mode: u32, owner: Option<(u32, u32)>) -> Self {
-        Self { path, size, mode, owner, missing: AtomicU64::new(0) }
+        Self { path, size, mode, owner, scattered: false, missing: AtomicU64::new(0) }
     }
 
     /// Past the page cache, where there is enough to write; says whether.
@@ -50,7 +54,8 @@ impl Target {
         let mut options = OpenOptions::new();
         // Writable for us until it is whole, whatever its mode will be.
         options.write(true).create(true).truncate(false).mode(0o600);
-        let (file, is_direct) = if self.size >= DIRECT_BYTES as u64 {
+        // Small parts come in any order: the page cache puts them together, and the disk would wait for each.
+        let (file, is_direct) = if self.size >= DIRECT_BYTES as u64 && !self.scattered {
             open_direct(&options, &self.path)?
         } else {
             (options.open(&self.path)?, false)
@@ -103,10 +108,11 @@ pub(crate) struct Work {
 
 impl Work {
     /// Adds a file of `map`.
-    pub(crate) fn add(&mut self, map: &Map, target: Target, runs: &[Run]) {
+    pub(crate) fn add(&mut self, map: &Map, mut target: Target, runs: &[Run]) {
         let index = self.targets.len() as u32;
         let mut at_in_file = 0;
         let mut missing = 0;
+        let mut parts = 0;
         for run in runs {
             if let RunSource::Frame { frame, at } = run.source
                 && let Some(frame) = map.frames.get(frame as usize)
@@ -119,9 +125,11 @@ impl Work {
                 let piece = Piece { target: index, at_in_file, at_in_frame: at, len: run.len as u32 };
                 frames.entry(frame.location).or_default().push(piece);
                 missing += run.len;
+                parts += 1;
             }
             at_in_file += run.len;
         }
+        target.scattered = missing < parts * SCATTERED_BYTES;
         target.missing.store(missing, Ordering::Relaxed);
         self.targets.push(target);
     }

@@ -118,25 +118,32 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let report = report.doing(|| format!("could not back up `{}`", source.name))?;
     context.output.result(&json(&report), || text(&report))?;
     receiver::remark(context, source).await;
-    Ok(if report.damage.is_empty() { Exit::Done } else { Exit::Losses })
+    Ok(if report.damage.is_empty() && report.incidents.is_empty() { Exit::Done } else { Exit::Losses })
 }
 
 fn json(report: &BackupReport) -> serde_json::Value {
-    let BackupReport { summary, damage, notes, phases } = report;
+    let BackupReport { summary, damage, incidents, notes, phases } = report;
     serde_json::json!({
         "snapshot": super::list::summary_json(summary),
         "damage": damage,
+        "incidents": incidents,
         "notes": notes,
         "phases": super::phases_json(phases),
     })
 }
 
 fn text(report: &BackupReport) -> String {
-    let BackupReport { summary, damage, notes, phases } = report;
+    let BackupReport { summary, damage, incidents, notes, phases } = report;
     let took = phases.iter().map(|(_, duration)| *duration).sum();
     let mut all = Table::bare();
     all.row(["snapshot", summary.id.as_str()]);
     all.row(["files", &format!("{} with {}", summary.files, table::size(summary.bytes))]);
+    if let Some(base) = &summary.base {
+        all.row(["builds on", base.as_str()]);
+    }
+    if let Some(read) = summary.read_bytes {
+        all.row(["read", &table::size(read)]);
+    }
     all.row(["stored", &table::size(summary.stored_bytes)]);
     all.row(["log needed", &format!("{} to {}", summary.start_lsn, summary.stop_lsn)]);
     all.row(["took", &format!("{}, {}", table::duration(took), table::rate(summary.bytes, took))]);
@@ -144,6 +151,12 @@ fn text(report: &BackupReport) -> String {
     text.push_str(&super::phases_text(phases));
     for note in notes {
         text.line(format_args!("note: {note}"));
+    }
+    for incident in incidents {
+        text.line(format_args!("INCIDENT: {incident}"));
+    }
+    if !incidents.is_empty() {
+        text.push_str("Snapshots that build on others may hold stale pages; this one read everything.\n");
     }
     for page in damage {
         text.line(format_args!("DAMAGED: {}", super::show::damaged(page)));

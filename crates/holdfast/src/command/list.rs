@@ -133,8 +133,17 @@ fn text(listing: &Listing) -> String {
     if summaries.is_empty() {
         text.push_str("no snapshot\n");
     } else {
-        let mut table =
-            Table::new(&["snapshot", "kind", "taken", "size", "stored", "timeline", "log needed", "damaged"]);
+        let mut table = Table::new(&[
+            "snapshot",
+            "kind",
+            "taken",
+            "size",
+            "stored",
+            "timeline",
+            "log needed",
+            "damaged",
+            "builds on",
+        ]);
         for summary in summaries {
             let damaged = match summary.damaged_pages {
                 0 => "-".to_owned(),
@@ -149,6 +158,7 @@ fn text(listing: &Listing) -> String {
                 &summary.timeline.get().to_string(),
                 &format!("{} to {}", summary.start_lsn, summary.stop_lsn),
                 &damaged,
+                summary.base.as_ref().map_or("-", |base| base.as_str()),
             ]);
         }
         text.push_str(&table.text());

@@ -1,0 +1,128 @@
+"""Replay of a GiB of log: from Holdfast's repository, beside the same log from a directory of plain files."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+
+from lib import changes, measure, system
+from lib.cluster import DATABASE, Probe
+from lib.context import Context
+from lib.live import Live
+from lib.measure import Meter, Sample
+from lib.postgres import Server
+from lib.results import Comparison, PartResult, Row
+from lib.system import BenchError, Cpu
+from lib.tools import FULL, Holdfast
+
+LOG_BYTES = 1 << 30
+# Of the messages, in each step.
+STEP = 0.002
+PEER = "cp"
+CASE = "replay1g"
+
+
+def run(context: Context) -> PartResult:
+    plain = system.make_directory(context.work / "plain-log")
+    settings = {
+        "archive_mode": "on",
+        "archive_command": f"cp %p {plain}/%f",
+        # No checkpoint: pages are logged whole once, and then what changed in them.
+        "max_wal_size": "8GB",
+    }
+    samples: list[Sample] = []
+    with Live(context, context.workload.cluster, with_peer=False, settings=settings) as live:
+        live.backup(live.holdfast, FULL)
+        live.settle()
+        from_position = live.log_position()
+        step = 0
+        while live.log_position() - from_position < LOG_BYTES:
+            step += 1
+            changes.edits(live.server, round(step * 0.011 % 1, 3), STEP)
+            changes.appends(live.server, round(step * 0.011 % 1, 3), STEP)
+        log_bytes = live.log_position() - from_position
+        live.settle()
+        messages = live.all_messages()
+        live.stop_receiver()
+        live.settle()
+        live.server.stop()
+        context.say(f"replay: {log_bytes / (1 << 30):.2f} GiB of log made in {step} steps")
+        for turn in range(context.repeat):
+            for name in (PEER, live.holdfast.name) if turn % 2 else (live.holdfast.name, PEER):
+                sample = replay(context, live.holdfast, name, plain, messages)
+                sample.details["log_bytes"] = log_bytes
+                context.say(
+                    f"replay {turn + 1}/{context.repeat} {name}: wall {sample.wall:.1f} s"
+                    f" (redo {sample.details['redo_seconds']:.1f} s), CPU {sample.cpu:.1f} s, noise {sample.noise:.0%}"
+                )
+                samples.append(sample)
+    if not context.keep:
+        system.remove(plain)
+    return PartResult("replay", rows(context, samples), samples, context.about_workload())
+
+
+def rows(context: Context, samples: list[Sample]) -> list[Row]:
+    ours, peer = ([s for s in samples if s.tool == name] for name in (context.holdfast.name, PEER))
+    pair = Comparison(ours, peer, PEER, "", context.workload.size_gib, context.at)
+    return [pair.row(f"{CASE}.wall", "s", lambda s: s.wall), pair.row(f"{CASE}.cpu", "s", lambda s: s.cpu)]
+
+
+def replay(context: Context, holdfast: Holdfast, name: str, plain: Path, messages: Probe) -> Sample:
+    """The base is laid down by Holdfast both times, off the clock. The clock runs from start to the first write."""
+    target = context.work / "restored"
+    log = context.work / "log" / "replay.log"
+    system.remove(target)
+    measure.run(holdfast.restore_command(target), holdfast.log)
+    # What is given here comes before what the restore wrote.
+    settings = {"restore_command": f"cp {plain}/%f %p"} if name == PEER else None
+    server = Server(target, context.socket, context.port + 1, log, settings)
+    server.abandon()
+    dropped = system.drop_caches()
+    system.wait_for_quiet()
+    meter = Meter()
+    said_before = log.stat().st_size if log.exists() else 0
+    ahead = AheadWatcher(holdfast)
+    began = time.monotonic()
+    try:
+        server.launch()
+        server.wait_until_writable()
+        wall = time.monotonic() - began
+        used = server.cpu() + ahead.finish()
+        sample = Sample(name, wall, used.user, used.system, case=CASE, caches_dropped=dropped)
+        meter.finish(sample, running=used.total)
+        if (found := server.query(messages.sql, DATABASE)) != messages.answer:
+            raise BenchError(f"{name}: replay ended with something else: {found!r} instead of {messages.answer!r}")
+    finally:
+        ahead.finish()
+        server.stop()
+        system.remove(target)
+    with log.open(errors="replace") as lines:
+        lines.seek(said_before)
+        redo = re.search(r"redo done at .* elapsed: ([\d.]+) s", lines.read())
+    sample.details["redo_seconds"] = float(redo.group(1)) if redo else 0.0
+    return sample
+
+
+class AheadWatcher:
+    """The processor time of the processes that fetch log ahead: nobody's children, so it is looked at as they run."""
+
+    def __init__(self, holdfast: Holdfast) -> None:
+        self._mark = str(holdfast.config)
+        self._used: dict[int, Cpu] = {}
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1 / measure.SAMPLES_PER_SECOND):
+            for process in system.processes():
+                line = system.command_line(process)
+                if self._mark in line and " wal prefetch " in line:
+                    self._used[process] = system.tree_cpu(process)
+
+    def finish(self) -> Cpu:
+        self._ended.set()
+        self._watcher.join()
+        return sum(self._used.values(), Cpu())
