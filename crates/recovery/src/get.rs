@@ -45,6 +45,8 @@ pub enum GetError {
     Name(String),
     #[error("the log of timeline {timeline} has a gap at {at}: there is more after it")]
     Gap { timeline: Timeline, at: Lsn },
+    #[error("the log went on changing while `{name}` was looked for")]
+    Unsettled { name: String },
     #[error("could not write {}", .path.display())]
     Write {
         path: PathBuf,
@@ -58,6 +60,9 @@ pub enum GetError {
         source: RepositoryError,
     },
 }
+
+/// How often to look again at a log that grows meanwhile.
+const LOOKS: u32 = 50;
 
 /// Fetches one file for recovery.
 pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, GetError> {
@@ -78,29 +83,36 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     {
         return Ok(GetOutcome::Fetched);
     }
-    let found = keyring.segment(&options.source, options.lineage, segment).await.map_err(failed)?;
-    let end = found.as_ref().map_or(segment.start(size), |bytes| segment.start(size).advance(bytes.len() as u64));
-    match found {
-        Some(bytes) if bytes.len() as u64 == size.get() => {
-            write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
-        }
-        found => {
-            // Before recovery is told that the log ends here, make sure that it does.
-            let view = keyring.repository().log(&options.source, options.lineage).await.map_err(failed)?;
-            let timeline = segment.timeline();
-            let is_enough = options.until.is_some_and(|until| end >= until);
-            if !is_enough && view.objects(timeline).iter().any(|object| object.range.end > end) {
-                return Err(GetError::Gap { timeline, at: end });
+    // A receiver that runs adds to the log between two looks at it.
+    for _ in 0..LOOKS {
+        let found = keyring.segment(&options.source, options.lineage, segment).await.map_err(failed)?;
+        let start = segment.start(size);
+        let end = found.as_ref().map_or(start, |bytes| start.advance(bytes.len() as u64));
+        let bytes = match found {
+            Some(bytes) if bytes.len() as u64 == size.get() => {
+                return write(&options.destination, &bytes).map(|()| GetOutcome::Fetched);
             }
-            match found {
-                Some(mut bytes) if options.partial => {
-                    bytes.resize(size.get() as usize, 0);
-                    write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
-                }
-                _ => Ok(GetOutcome::NotFound),
+            found => found,
+        };
+        // Before recovery is told that the log ends here, make sure that it does.
+        let view = keyring.repository().log(&options.source, options.lineage).await.map_err(failed)?;
+        let timeline = segment.timeline();
+        let is_enough = options.until.is_some_and(|until| end >= until);
+        if !is_enough && view.objects(timeline).iter().any(|object| object.range.end > end) {
+            if view.coverage(timeline).reach(start).is_some_and(|reach| reach > end) {
+                continue;
             }
+            return Err(GetError::Gap { timeline, at: end });
         }
+        return match bytes.filter(|_| options.partial) {
+            Some(mut bytes) => {
+                bytes.resize(size.get() as usize, 0);
+                write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
+            }
+            None => Ok(GetOutcome::NotFound),
+        };
     }
+    Err(GetError::Unsettled { name: name.clone() })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), GetError> {

@@ -91,7 +91,8 @@ impl Drop for Background {
     fn drop(&mut self) {
         self.end();
         if std::thread::panicking() {
-            let log = self.log();
+            // Its directory may have gone already; a second panic would hide the first.
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default().join("\n");
             eprintln!("---- end of {}:\n{tail}", self.log.display());
