@@ -18,8 +18,8 @@ from lib.system import BenchError, Cpu
 from lib.tools import FULL, Holdfast
 
 LOG_BYTES = 1 << 30
-# Of the messages, in each step.
-STEP = 0.002
+# Edited, and added, in each step.
+STEP_MESSAGES = 5000
 PEER = "cp"
 CASE = "replay1g"
 
@@ -37,11 +37,13 @@ def run(context: Context) -> PartResult:
         live.backup(live.holdfast, FULL)
         live.settle()
         from_position = live.log_position()
+        share = STEP_MESSAGES / int(live.server.query("select max(id) from messages", DATABASE))
         step = 0
         while live.log_position() - from_position < LOG_BYTES:
             step += 1
-            changes.edits(live.server, round(step * 0.011 % 1, 3), STEP)
-            changes.appends(live.server, round(step * 0.011 % 1, 3), STEP)
+            seed = round(step * 0.011 % 1, 3)
+            changes.edits(live.server, seed, share)
+            changes.appends(live.server, seed, share)
         log_bytes = live.log_position() - from_position
         live.settle()
         messages = live.all_messages()

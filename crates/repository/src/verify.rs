@@ -245,8 +245,10 @@ async fn check_packs(
     }
     if unused.0 > 0 && options.source.is_none() {
         let size = holdfast_types::ByteSize::new(unused.1);
-        let problem =
-            format!("{} packs ({size}) belong to no snapshot: a backup under way, or one that failed", unused.0);
+        let problem = format!(
+            "packs that belong to no snapshot: {} ({size}); of a backup under way, or of one that failed",
+            unused.0
+        );
         report.note(Names::PACKS, problem);
     }
     progress.begin(Phase("verifying packs"), work.iter().map(|(listed, _)| listed.size).sum());
@@ -319,10 +321,36 @@ async fn check_log(
         let damaged = read_all_log(keyring, &view, options, progress, report).await?;
         check_reach(&view, snapshots, &damaged, report);
         check_partials(keyring, source, lineage, report).await?;
+        check_changes(keyring, source, lineage, &view, report).await?;
         for timeline in &view.histories {
             if let Err(error) = keyring.history(source, lineage, *timeline).await {
                 let name = Names::history(source, lineage, *timeline);
                 report.error(name, finding_or_failure(error)?, vec![format!("recovery along timeline {timeline}")]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Change maps save work, and the log tells the same: a damaged one is no loss.
+async fn check_changes(
+    keyring: &Keyring,
+    source: &str,
+    lineage: Lineage,
+    view: &LogView,
+    report: &mut VerifyReport,
+) -> Result<(), RepositoryError> {
+    for timeline in view.timelines() {
+        for stored in keyring.repository().change_maps(source, lineage, timeline).await? {
+            report.log_objects += 1;
+            match keyring.changes(&stored).await {
+                Ok(plain) => report.bytes += plain.len() as u64,
+                // Merged into another since it was listed.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => {
+                    let problem = finding_or_failure(error)?;
+                    report.note(&stored.name, format!("{problem}; backups read the log in its place"));
+                }
             }
         }
     }
