@@ -126,17 +126,15 @@ class Live:
         """One backup, from a cold page cache, of a server at rest."""
         self.settle()
         others = [other for other in self.tools if other is not tool]
-        archiver_is_others = any(other is not self.holdfast for other in others)
 
         def beside() -> Cpu:
             return sum((self.log_cpu(other) for other in others), Cpu())
 
         def server_cpu() -> Cpu:
-            # With what brings the tool's own log; the server counts archive_command as its own.
+            # With what brings the tool's own log, and only that: the server counts archive_command as its own.
             if tool is not self.holdfast:
                 return self.server.cpu()
-            own = self.server.cpu() + self.log_cpu(tool)
-            return own - beside() if archiver_is_others else own
+            return self.server.cpu() - beside() + self.log_cpu(tool)
 
         before = tool.stored_bytes()
         sample = measure(tool.name, tool.backup_command(self.server, kind), tool.log, server_cpu, beside=beside)

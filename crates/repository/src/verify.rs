@@ -151,7 +151,13 @@ fn finding_or_failure(error: RepositoryError) -> Result<String, RepositoryError>
 async fn check_keys(keyring: &Keyring, report: &mut VerifyReport) -> Result<(), RepositoryError> {
     for epoch in keyring.repository().folders(Names::KEYS).await? {
         let Ok(epoch) = epoch.parse() else { continue };
-        if let Err(error) = keyring.epoch_key(epoch).await {
+        let Err(error) = keyring.epoch_key(epoch).await else { continue };
+        if let RepositoryError::KeyMissing { .. } = error {
+            // A directory keeps the folder of a writer that was killed before it stored its key. What needs a key that
+            // is gone says so itself.
+            report
+                .note(Names::keys_of(epoch), "there is no key: whoever began to write was interrupted, or it is gone");
+        } else {
             let problem = finding_or_failure(error)?;
             report.error(Names::keys_of(epoch), problem, vec!["everything sealed in this epoch".to_owned()]);
         }
