@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from lib import measure, system
 from lib.system import BenchError, Cpu
 
 START_SECONDS_MAX = 600
+# In the control file.
+IN_PRODUCTION = 6
 
 # The same for all that is compared. Nothing that makes work by itself, no checkpoint but those that are asked for.
 SETTINGS = {
@@ -141,23 +144,22 @@ class Server:
             time.sleep(0.02)
 
     def wait_until_writable(self) -> None:
-        """Until recovery has ended, by what the server notes in its own file: asking costs it time."""
+        """Until recovery has ended, by the server's control file: asking costs it time."""
         began = time.monotonic()
-        while not self._is_ready():
+        while self._state() != IN_PRODUCTION:
             waited = time.monotonic() - began
             has_died = waited > 5 and not (self.cluster / "postmaster.pid").exists()
             if has_died or waited > START_SECONDS_MAX:
                 tail = self.log.read_text(errors="replace")[-2000:]
                 raise BenchError(f"{self.cluster} does not end its recovery; the end of {self.log}:\n{tail}")
             time.sleep(0.02)
+        while self.wait_for("select pg_is_in_recovery()") != "f":
+            time.sleep(0.02)
 
-    def _is_ready(self) -> bool:
-        """The eighth line; during recovery it says `starting` or `standby`."""
-        try:
-            lines = (self.cluster / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        return len(lines) > 7 and lines[7].strip() == "ready"
+    def _state(self) -> int:
+        """The cluster's state: behind its identifier and the versions of the control file and the catalogue."""
+        with (self.cluster / "global" / "pg_control").open("rb") as control:
+            return struct.unpack_from("=I", control.read(20), 16)[0]
 
     def archiver_cpu(self) -> Cpu:
         """What archive_command has used, as `cpu` counts it too."""

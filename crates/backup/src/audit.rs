@@ -23,7 +23,7 @@ use crate::base::{Base, BaseFrame};
 use crate::scan::FileTask;
 use crate::select::Reading;
 
-/// Pages looked at together: 8 MiB.
+/// Pages looked at together: 8 MiB of one file, or of several.
 const REGION: u32 = 1024;
 /// One region of so many, and no more of them than these, so that the cost of a backup does not grow with the database.
 const SHARE: usize = 256;
@@ -53,20 +53,33 @@ pub(crate) struct Mismatch {
     pub why: &'static str,
 }
 
-/// The regions that it is the turn of: files by their number, and pages.
+/// What it is the turn of: parts of files by their number.
 pub(crate) fn choose(files: &[FileTask], turn: u64) -> Vec<(usize, Range<u32>)> {
     let mut order: Vec<usize> =
         (0..files.len()).filter(|number| matches!(files[*number].reading, Reading::Pages(_))).collect();
     order.sort_by(|a, b| files[*a].name.cmp(&files[*b].name));
-    let mut regions = Vec::new();
+    // All pages in a row, cut into regions: small files share one.
+    let mut regions: Vec<Vec<(usize, Range<u32>)>> = Vec::new();
+    let mut room = 0;
     for number in order {
         let pages = (files[number].size / PAGE_SIZE as u64) as u32;
-        let starts = (0..pages).step_by(REGION as usize);
-        regions.extend(starts.map(|start| (number, start..start.saturating_add(REGION).min(pages))));
+        let mut start = 0;
+        while start < pages {
+            if room == 0 {
+                regions.push(Vec::new());
+                room = REGION;
+            }
+            let end = pages.min(start.saturating_add(room));
+            room -= end - start;
+            if let Some(region) = regions.last_mut() {
+                region.push((number, start..end));
+            }
+            start = end;
+        }
     }
     let count = (regions.len() / SHARE).clamp(1, MOST).min(regions.len());
     let first = turn as usize * count;
-    (first..first + count).map(|number| regions[number % regions.len()].clone()).collect()
+    (first..first + count).flat_map(|number| regions[number % regions.len()].clone()).collect()
 }
 
 impl Audit<'_> {
