@@ -1,5 +1,6 @@
 //! A backup while everything changes that moves files, compared with a standby that replayed the same log.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use holdfast_testkit::{PgVersion, Postgres, StopMode, require, wait_until};
 
 use crate::chance::{Chance, is_soak, rounds};
-use crate::pages::differences;
+use crate::pages::{differences, is_same};
 use crate::site::{BOUND, Site, lsn};
 
 #[test]
@@ -109,13 +110,30 @@ fn round(version: &PgVersion, chance: &mut Chance) {
     wait_until(BOUND, "the reference to be promoted", is_promoted);
     reference.stop(StopMode::Fast);
 
-    let found = differences(restored.server.data_directory(), reference.data_directory());
+    let found = unexplained(restored.server.data_directory(), reference.data_directory(), &primary);
     let shown = found.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
     assert!(found.is_empty(), "{} pages differ:\n{shown}", found.len());
     restored.server.start();
     restored.prove_clean();
     receiver.stop();
     site.verify();
+}
+
+/// Where the two clusters differ, but for visibility maps whose bits the log does not have.
+///
+/// PostgreSQL logs the maps of a database made with `strategy wal_log` as standard pages. To those the bits are unused
+/// space, so the images come without them (`RelationCopyStorageUsingBuffer`; mended later, "Fix
+/// WAL-logged CREATE DATABASE with nonstandard pages"). Who replays the creation, as the reference does, has no bits. A
+/// backup that begins later has the server's. Nobody connects to these databases, so nobody changes their maps: a page
+/// that is not as replay leaves it must be exactly the server's.
+fn unexplained(restored: &Path, reference: &Path, primary: &Postgres) -> Vec<String> {
+    primary.sql("checkpoint");
+    let logged = primary.sql("select 'base/' || oid || '/' from pg_database where starts_with(datname, 'logged_')");
+    let is_logged_map =
+        |page: &str| page.contains("_vm block ") && logged.lines().any(|folder| page.starts_with(folder));
+    let mut found = differences(restored, reference);
+    found.retain(|page| !(is_logged_map(page) && is_same(page, restored, primary.data_directory())));
+    found
 }
 
 /// Ends the sessions, also when the story fails.

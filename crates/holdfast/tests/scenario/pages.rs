@@ -51,6 +51,17 @@ pub(crate) fn differences(one: &Path, other: &Path) -> Vec<String> {
     found
 }
 
+/// Whether a page that `differences` names is there in both of these clusters, and the same.
+pub(crate) fn is_same(difference: &str, one: &Path, other: &Path) -> bool {
+    let (name, rest) = difference.split_once(" block ").expect("a difference names a page");
+    let block = rest.split(',').next().and_then(|number| number.parse().ok()).expect("a page has a number");
+    let page = |cluster: &Path| {
+        let file = std::fs::read(cluster.join(name)).ok()?;
+        (file.len() > block * PAGE).then(|| masked(&file, block, name))
+    };
+    page(one).is_some_and(|one| page(other) == Some(one))
+}
+
 /// Main forks, visibility maps and init forks by their paths.
 fn relation_files(cluster: &Path) -> BTreeMap<String, PathBuf> {
     let mut found = BTreeMap::new();
