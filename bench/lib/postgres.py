@@ -144,7 +144,15 @@ class Server:
             time.sleep(0.02)
 
     def wait_until_writable(self) -> None:
-        """Until recovery has ended, by the server's control file: asking costs it time."""
+        """Until recovery has ended. Its control file says when to ask: to be asked all the time costs the server much."""
+        while True:
+            # A restored one says so too, until recovery begins.
+            self._wait_until_in_production()
+            if self.wait_for("select pg_is_in_recovery()") == "f":
+                return
+            time.sleep(0.02)
+
+    def _wait_until_in_production(self) -> None:
         began = time.monotonic()
         while self._state() != IN_PRODUCTION:
             waited = time.monotonic() - began
@@ -152,8 +160,6 @@ class Server:
             if has_died or waited > START_SECONDS_MAX:
                 tail = self.log.read_text(errors="replace")[-2000:]
                 raise BenchError(f"{self.cluster} does not end its recovery; the end of {self.log}:\n{tail}")
-            time.sleep(0.02)
-        while self.wait_for("select pg_is_in_recovery()") != "f":
             time.sleep(0.02)
 
     def _state(self) -> int:
