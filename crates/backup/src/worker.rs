@@ -428,7 +428,8 @@ impl Worker {
     fn flush_pack(&mut self) -> Result<(), BackupError> {
         let Some(pack) = self.pack.take() else { return Ok(()) };
         let sealed = pack.finish(b"");
-        let reference = PackRef { id: sealed.id, epoch: self.shared.epoch.id(), salt: sealed.salt };
+        let (id, epoch) = (sealed.id, self.shared.epoch.id());
+        let reference = PackRef { id, epoch, salt: sealed.salt, hashes: sealed.hashes };
         self.output.packs.push((reference, sealed.bytes.len() as u64));
         // The channel is closed only when uploading failed, which the caller hears from the uploader.
         self.packs

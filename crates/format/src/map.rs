@@ -8,7 +8,9 @@ use holdfast_types::{EpochId, PackId};
 use crate::object::FrameLocation;
 use crate::varint::{self, Malformed, Reader, unzigzag, zigzag};
 
-const MAP_VERSION: u64 = 1;
+const MAP_VERSION: u64 = 2;
+/// Maps of version 1 do not say where a pack's hashes are.
+const MAP_VERSION_WITHOUT_HASHES: u64 = 1;
 
 /// A pack that a map refers to: all that is needed to open one of its frames without reading its header first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,6 +18,8 @@ pub struct PackRef {
     pub id: PackId,
     pub epoch: EpochId,
     pub salt: [u8; 32],
+    /// The frame with the hashes of its blocks, if it has one.
+    pub hashes: Option<FrameLocation>,
 }
 
 /// A frame that a map refers to.
@@ -93,6 +97,7 @@ impl Map {
             out.extend_from_slice(pack.id.as_bytes());
             out.extend_from_slice(pack.epoch.as_bytes());
             out.extend_from_slice(&pack.salt);
+            put_hashes(&mut out, pack.hashes);
         }
         varint::put(&mut out, self.frames.len() as u64);
         let mut last = Previous::default();
@@ -137,15 +142,18 @@ impl Map {
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
-        if reader.number()? != MAP_VERSION {
-            return Err(reader.malformed("the map has an unknown version"));
-        }
+        let has_hashes = match reader.number()? {
+            MAP_VERSION => true,
+            MAP_VERSION_WITHOUT_HASHES => false,
+            _ => return Err(reader.malformed("the map has an unknown version")),
+        };
         let mut map = Self::default();
         for _ in 0..reader.count(80)? {
             map.packs.push(PackRef {
                 id: PackId::new(reader.array()?),
                 epoch: EpochId::new(reader.array()?),
                 salt: reader.array()?,
+                hashes: if has_hashes { read_hashes(&mut reader)? } else { None },
             });
         }
         let mut last = Previous::default();
@@ -182,6 +190,44 @@ impl Previous {
     }
 }
 
+fn put_hashes(out: &mut Vec<u8>, hashes: Option<FrameLocation>) {
+    out.push(u8::from(hashes.is_some()));
+    if let Some(location) = hashes {
+        varint::put(out, u64::from(location.index));
+        varint::put(out, location.offset);
+        varint::put(out, u64::from(location.sealed_len));
+        varint::put(out, u64::from(location.raw_len));
+        out.push(location.codec);
+    }
+}
+
+fn read_hashes(reader: &mut Reader<'_>) -> Result<Option<FrameLocation>, Malformed> {
+    match reader.byte()? {
+        0 => return Ok(None),
+        1 => {}
+        _ => return Err(reader.malformed("a pack has hashes of an unknown kind")),
+    }
+    let location = FrameLocation {
+        index: reader.u32()?,
+        offset: reader.number()?,
+        sealed_len: reader.u32()?,
+        raw_len: reader.u32()?,
+        codec: reader.byte()?,
+    };
+    if is_possible(&location) {
+        Ok(Some(location))
+    } else {
+        Err(reader.malformed("a pack's hashes lie outside what is possible"))
+    }
+}
+
+fn is_possible(location: &FrameLocation) -> bool {
+    location.raw_len as usize <= crate::codec::FRAME_BYTES_MAX
+        && location.offset >= crate::object::HEADER_BYTES as u64
+        && location.offset < 1 << 48
+        && location.sealed_len as usize >= crate::object::TAG_BYTES
+}
+
 fn read_frame(reader: &mut Reader<'_>, last: &Previous, packs: usize) -> Result<FrameRef, Malformed> {
     let beyond = reader.malformed("a frame lies outside what is possible");
     let pack = i64::from(last.pack).checked_add(unzigzag(reader.number()?)).ok_or(beyond)?;
@@ -197,11 +243,7 @@ fn read_frame(reader: &mut Reader<'_>, last: &Previous, packs: usize) -> Result<
             codec: reader.byte()?,
         },
     };
-    let possible = (frame.pack as usize) < packs
-        && frame.location.raw_len as usize <= crate::codec::FRAME_BYTES_MAX
-        && frame.location.offset >= crate::object::HEADER_BYTES as u64
-        && frame.location.offset < 1 << 48
-        && frame.location.sealed_len as usize >= crate::object::TAG_BYTES;
+    let possible = (frame.pack as usize) < packs && is_possible(&frame.location);
     if possible { Ok(frame) } else { Err(beyond) }
 }
 
@@ -326,8 +368,14 @@ mod tests {
                 let mut entries: Vec<Entry> = entries.collect();
                 entries.sort_by(|a, b| a.path.cmp(&b.path));
                 entries.dedup_by(|a, b| a.path == b.path);
-                let pack = |n| PackRef { id: PackId::new([n; 32]), epoch: EpochId::new([n; 16]), salt: [n; 32] };
-                Map { packs: vec![pack(1), pack(2), pack(3)], entries, frames }
+                let pack = |n: u8, hashes| PackRef {
+                    id: PackId::new([n; 32]),
+                    epoch: EpochId::new([n; 16]),
+                    salt: [n; 32],
+                    hashes,
+                };
+                let hashes = frames.first().map(|frame| frame.location);
+                Map { packs: vec![pack(1, hashes), pack(2, None), pack(3, hashes)], entries, frames }
             },
         )
     }
@@ -356,8 +404,11 @@ mod tests {
         #[test]
         fn garbage_is_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = bytes;
-            bytes.insert(0, 1);
-            drop(Map::decode(&bytes));
+            for version in [MAP_VERSION_WITHOUT_HASHES, MAP_VERSION] {
+                bytes.insert(0, version as u8);
+                drop(Map::decode(&bytes));
+                bytes.remove(0);
+            }
         }
     }
 

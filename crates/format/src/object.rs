@@ -15,6 +15,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;
 use holdfast_types::{EpochId, PackId, RepositoryId};
 
+use crate::block::{BlockHasher, Gathered};
 use crate::codec::{Codec, Compressor, Content, DecodeError, Decompressor, FRAME_BYTES_MAX};
 use crate::varint::{self, Malformed, Reader};
 
@@ -262,6 +263,8 @@ pub struct ObjectWriter {
     buffer: Vec<u8>,
     frames: Vec<FrameLocation>,
     salt: [u8; 32],
+    /// Of packs.
+    hashes: Option<Gathered>,
 }
 
 impl fmt::Debug for ObjectWriter {
@@ -281,6 +284,8 @@ pub struct SealedObject {
     pub id: PackId,
     pub salt: [u8; 32],
     pub frames: Vec<FrameLocation>,
+    /// Where the hashes of a pack's blocks are: its last frame.
+    pub hashes: Option<FrameLocation>,
 }
 
 impl ObjectWriter {
@@ -290,12 +295,14 @@ impl ObjectWriter {
         debug_assert_eq!(header.epoch, key.id);
         let mut buffer = Vec::with_capacity(capacity);
         buffer.extend_from_slice(&header.encode());
-        Self { key: ObjectKey::derive(header, key, name), buffer, frames: Vec::new(), salt: header.salt }
+        let is_pack = header.kind == ObjectKind::Pack;
+        let hashes = is_pack.then(|| Gathered::new(BlockHasher::new(key, &header.salt)));
+        Self { key: ObjectKey::derive(header, key, name), buffer, frames: Vec::new(), salt: header.salt, hashes }
     }
 
     /// Bytes so far.
     pub fn len(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len() + self.hashes.as_ref().map_or(0, Gathered::len)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -322,22 +329,36 @@ impl ObjectWriter {
     fn push_content(&mut self, raw: &[u8], content: Content, compressor: &mut Compressor) -> FrameLocation {
         assert!(raw.len() <= FRAME_BYTES_MAX, "a frame holds at most {FRAME_BYTES_MAX} bytes");
         let start = self.buffer.len();
-        let index = self.frames.len() as u32;
+        if let Some(hashes) = &mut self.hashes {
+            hashes.add(raw);
+        }
         let codec = compressor.append(raw, content, &mut self.buffer);
-        self.key.seal_tail(index, &frame_aad(index, raw.len() as u32, codec), &mut self.buffer, start);
+        self.seal_frame(start, raw.len(), codec)
+    }
+
+    /// Seals what was appended from `start` on.
+    fn seal_frame(&mut self, start: usize, raw_len: usize, codec: Codec) -> FrameLocation {
+        let index = self.frames.len() as u32;
+        let raw_len = raw_len as u32;
+        self.key.seal_tail(index, &frame_aad(index, raw_len, codec), &mut self.buffer, start);
         let frame = FrameLocation {
             index,
             offset: start as u64,
             sealed_len: (self.buffer.len() - start) as u32,
-            raw_len: raw.len() as u32,
+            raw_len,
             codec: codec as u8,
         };
         self.frames.push(frame);
         frame
     }
 
-    /// Adds table, public part and hash.
+    /// Adds the hashes of a pack, table, public part and hash.
     pub fn finish(mut self, public: &[u8]) -> SealedObject {
+        let hashes = self.hashes.take().and_then(Gathered::finish).map(|encoded| {
+            let start = self.buffer.len();
+            self.buffer.extend_from_slice(&encoded);
+            self.seal_frame(start, encoded.len(), Codec::Stored)
+        });
         let start = self.buffer.len();
         varint::put(&mut self.buffer, self.frames.len() as u64);
         for frame in &self.frames {
@@ -352,7 +373,7 @@ impl ObjectWriter {
         self.buffer.extend_from_slice(&(public.len() as u32).to_le_bytes());
         let hash = *blake3::hash(&self.buffer).as_bytes();
         self.buffer.extend_from_slice(&hash);
-        SealedObject { bytes: self.buffer, id: PackId::new(hash), salt: self.salt, frames: self.frames }
+        SealedObject { bytes: self.buffer, id: PackId::new(hash), salt: self.salt, frames: self.frames, hashes }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use holdfast_format::block::{BlockHasher, BlockHashes};
 use holdfast_format::codec::Decompressor;
 use holdfast_format::map::{Map, PackRef};
 use holdfast_format::object::{Expected, Header, ObjectReader, OpenedObject};
@@ -89,6 +90,17 @@ impl Keyring {
         let mut object = self.open(ObjectKind::Map, &name).await?;
         let plain = object.concat(&mut Decompressor::new()).map_err(|source| RepositoryError::object(&name, source))?;
         Map::decode(&plain).map_err(|source| RepositoryError::content(&name, source))
+    }
+
+    /// The hashes of a pack's blocks, and what makes the same of other bytes; nothing if the pack has none.
+    pub async fn block_hashes(&self, pack: &PackRef) -> Result<Option<(BlockHasher, BlockHashes)>, RepositoryError> {
+        let Some(location) = pack.hashes else { return Ok(None) };
+        let reader = self.pack(pack).await?;
+        let sealed = reader.fetch(location.offset..location.offset + u64::from(location.sealed_len)).await?;
+        let mut plain = Vec::new();
+        reader.open(location, &mut Vec::from(sealed), &mut Decompressor::new(), &mut plain)?;
+        let hashes = BlockHashes::decode(&plain).map_err(|source| RepositoryError::content(reader.name(), source))?;
+        Ok(Some((BlockHasher::new(&self.epoch_key(pack.epoch).await?, &pack.salt), hashes)))
     }
 
     /// Opens frames of a pack by what a map says of it, without reading its header.

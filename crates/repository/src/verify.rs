@@ -219,7 +219,9 @@ fn note_uses(
             let affects = vec![format!("snapshot {}", manifest.summary.id)];
             report.error(name, format!("a map uses pack {}, which the manifest does not list", pack.id), affects);
         }
-        uses.entry(pack.id).or_default().frames.insert(*location);
+        let frames = &mut uses.entry(pack.id).or_default().frames;
+        frames.insert(*location);
+        frames.extend(pack.hashes);
     }
 }
 

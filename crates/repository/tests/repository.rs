@@ -79,7 +79,7 @@ impl Fixture {
         let run = Run { len: 100_000, source: RunSource::Frame { frame: 0, at: 0 } };
         let kind = EntryKind::File { size: 100_000, runs: vec![run] };
         let map = Map {
-            packs: vec![PackRef { id: pack.id, epoch: epoch.id(), salt: pack.salt }],
+            packs: vec![PackRef { id: pack.id, epoch: epoch.id(), salt: pack.salt, hashes: pack.hashes }],
             frames: vec![FrameRef { pack: 0, location: frame }],
             entries: vec![Entry { path: b"pgdata/base/1/2".to_vec(), mode: 0o600, modified: 0, kind }],
         };
