@@ -5,7 +5,7 @@ use holdfast_pgformat::{ControlError, HistoryError, LabelError};
 use holdfast_postgres::cluster::{ClusterError, FindBinariesError};
 use holdfast_repository::RepositoryError;
 use holdfast_runtime::Cancelled;
-use holdfast_types::{ByteSize, Timeline};
+use holdfast_types::{ByteSize, SystemId, Timeline};
 
 /// A recovery was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,18 @@ pub enum RestoreError {
     #[error("{} is not empty", .path.display())]
     NotEmpty { path: PathBuf },
 
+    #[error("whose data directory {} is cannot be told: {why}", .path.display())]
+    UnknownCluster { path: PathBuf, why: String },
+
+    #[error("{} is the data directory of another cluster: its system identifier is {found}, the snapshot's {expected}", .path.display())]
+    OtherCluster { path: PathBuf, found: SystemId, expected: SystemId },
+
+    #[error("{} is of PostgreSQL {found}, the snapshot of {expected}", .path.display())]
+    OtherVersion { path: PathBuf, found: String, expected: u32 },
+
+    #[error("tablespace {name} is in {}, where the running server of {} has one", .path.display(), .server.display())]
+    TablespaceOfRunning { name: String, path: PathBuf, server: PathBuf },
+
     #[error("tablespace {name} ({oid}) would go to {}, which is not empty", .path.display())]
     TablespaceInUse { oid: u32, name: String, path: PathBuf },
 
@@ -55,6 +67,13 @@ pub enum RestoreError {
 
     #[error("could not write {}", .path.display())]
     Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+
+    #[error("could not read {}", .path.display())]
+    Read {
         path: PathBuf,
         #[source]
         source: io::Error,
@@ -92,6 +111,11 @@ pub enum RestoreError {
 }
 
 impl RestoreError {
+    pub(crate) fn read(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Read { path, source }
+    }
+
     pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Write { path, source }

@@ -26,7 +26,7 @@ const FETCH_BYTES: u64 = 4 << 20;
 const GAP_BYTES: u64 = 64 << 10;
 /// Files that a worker keeps open.
 const OPEN_FILES: usize = 64;
-/// With parts below this size on average, a file is scattered.
+/// With parts below this size on average, as after many incremental backups, a file is scattered.
 const SCATTERED_BYTES: u64 = 128 << 10;
 /// Files from this size on are written past the page cache, so many bytes at a time.
 const DIRECT_BYTES: usize = 1 << 20;
@@ -38,33 +38,43 @@ pub(crate) struct Target {
     pub size: u64,
     pub mode: u32,
     pub owner: Option<(u32, u32)>,
-    /// Made of many small parts, as after many incremental backups.
-    scattered: bool,
+    /// Whether it is written past the page cache, if the file system can do that.
+    pub is_direct: bool,
     /// Bytes that are still to be written.
     missing: AtomicU64,
 }
 
 impl Target {
     pub(crate) fn new(path: PathBuf, size: u64, mode: u32, owner: Option<(u32, u32)>) -> Self {
-        Self { path, size, mode, owner, scattered: false, missing: AtomicU64::new(0) }
+        Self { path, size, mode, owner, is_direct: size >= DIRECT_BYTES as u64, missing: AtomicU64::new(0) }
     }
 
     /// Past the page cache, where there is enough to write; says whether.
     fn open(&self) -> io::Result<(File, bool)> {
-        let mut options = OpenOptions::new();
-        // Writable for us until it is whole, whatever its mode will be.
-        options.write(true).create(true).truncate(false).mode(0o600);
-        // Small parts come in any order: the page cache puts them together, and the disk would wait for each.
-        let (file, is_direct) = if self.size >= DIRECT_BYTES as u64 && !self.scattered {
-            open_direct(&options, &self.path)?
-        } else {
-            (options.open(&self.path)?, false)
-        };
-        // The same for whoever comes first: runs of zeros are holes.
-        if file.metadata()?.len() != self.size {
-            file.set_len(self.size)?;
+        if !self.is_direct {
+            return Ok((self.open_buffered()?, false));
         }
+        let (file, is_direct) = open_direct(&Self::options(), &self.path)?;
+        self.set_size(&file)?;
         Ok((file, is_direct))
+    }
+
+    pub(crate) fn open_buffered(&self) -> io::Result<File> {
+        let file = Self::options().open(&self.path)?;
+        self.set_size(&file)?;
+        Ok(file)
+    }
+
+    /// Writable for us until it is whole, whatever its mode will be.
+    fn options() -> OpenOptions {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        options
+    }
+
+    /// The same for whoever comes first: runs of zeros are holes.
+    fn set_size(&self, file: &File) -> io::Result<()> {
+        if file.metadata()?.len() == self.size { Ok(()) } else { file.set_len(self.size) }
     }
 
     /// Makes the finished file durable, with the mode and owner it should have.
@@ -79,13 +89,21 @@ impl Target {
 }
 
 /// Where a part of a frame goes.
-#[derive(Clone, Copy, Debug)]
-struct Piece {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
     /// Index into the targets.
-    target: u32,
-    at_in_file: u64,
-    at_in_frame: u32,
-    len: u32,
+    pub target: u32,
+    pub at_in_file: u64,
+    pub at_in_frame: u32,
+    pub len: u32,
+}
+
+/// Zeros of a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ZeroRun {
+    pub target: u32,
+    pub at_in_file: u64,
+    pub len: u64,
 }
 
 /// Frames of one pack that are fetched together.
@@ -101,9 +119,11 @@ struct Stretch {
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     pub targets: Vec<Target>,
-    packs: HashMap<PackRef, HashMap<FrameLocation, Vec<Piece>>>,
+    pub packs: HashMap<PackRef, HashMap<FrameLocation, Vec<Piece>>>,
     /// In the order in which they were first needed.
-    order: Vec<PackRef>,
+    pub order: Vec<PackRef>,
+    /// Nothing to do in a new file.
+    pub zeros: Vec<ZeroRun>,
 }
 
 impl Work {
@@ -114,6 +134,9 @@ impl Work {
         let mut missing = 0;
         let mut parts = 0;
         for run in runs {
+            if run.source == RunSource::Zeros {
+                self.zeros.push(ZeroRun { target: index, at_in_file, len: run.len });
+            }
             if let RunSource::Frame { frame, at } = run.source
                 && let Some(frame) = map.frames.get(frame as usize)
                 && let Some(pack) = map.packs.get(frame.pack as usize)
@@ -129,9 +152,32 @@ impl Work {
             }
             at_in_file += run.len;
         }
-        target.scattered = missing < parts * SCATTERED_BYTES;
+        // Small parts come in any order: the page cache puts them together, and the disk would wait for each.
+        target.is_direct &= missing >= parts * SCATTERED_BYTES;
         target.missing.store(missing, Ordering::Relaxed);
         self.targets.push(target);
+    }
+
+    /// What is left, after some of it turned out to be there already.
+    pub(crate) fn count_missing(&mut self) {
+        for target in &mut self.targets {
+            *target.missing.get_mut() = 0;
+        }
+        for piece in self.packs.values().flat_map(HashMap::values).flatten() {
+            if let Some(target) = self.targets.get_mut(piece.target as usize) {
+                *target.missing.get_mut() += u64::from(piece.len);
+            }
+        }
+    }
+
+    /// Bytes to write.
+    pub(crate) fn missing(&self) -> u64 {
+        self.targets.iter().map(|target| target.missing.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Sealed bytes to fetch for them, without what lies between.
+    pub(crate) fn sealed(&self) -> u64 {
+        self.packs.values().flat_map(HashMap::keys).map(|location| u64::from(location.sealed_len)).sum()
     }
 
     /// Stretches that begin in the same file follow each other in one group, which one worker takes: two that write the
@@ -196,6 +242,10 @@ pub(crate) async fn lay(
     cancel: &Cancel,
 ) -> Result<u64, RestoreError> {
     let groups = work.groups(keyring).await?;
+    // Files without a single frame that is to be written: empty ones, those of zeros only, those that are there already.
+    let is_whole = |target: &Target| target.missing.load(Ordering::Relaxed) == 0;
+    let whole_already: Vec<u32> =
+        (0u32..).zip(&work.targets).filter(|(_, target)| is_whole(target)).map(|(index, _)| index).collect();
     let stop = Cancel::new();
     let shared = Arc::new(Shared {
         targets: work.targets,
@@ -222,15 +272,14 @@ pub(crate) async fn lay(
             })
         })
         .collect();
-    // Files without a single frame: empty ones and those of zeros only.
-    let empty = {
+    let without_frames = {
         let shared = Arc::clone(&shared);
         tokio::task::spawn_blocking(move || {
-            for (index, target) in shared.targets.iter().enumerate() {
-                if target.missing.load(Ordering::Acquire) == 0 && !target.path.exists() {
-                    target.open().map_err(RestoreError::write(&target.path))?;
-                    whole.send(index as u32).map_err(|_| RestoreError::Worker)?;
-                }
+            for index in whole_already {
+                shared.cancel.check()?;
+                let target = shared.targets.get(index as usize).ok_or(RestoreError::Worker)?;
+                target.open_buffered().map_err(RestoreError::write(&target.path))?;
+                whole.send(index).map_err(|_| RestoreError::Worker)?;
             }
             Ok(())
         })
@@ -244,7 +293,7 @@ pub(crate) async fn lay(
     };
     let mut fetched = 0;
     let mut failures = Vec::new();
-    if let Err(error) = empty.await.map_err(|_| RestoreError::Worker).flatten() {
+    if let Err(error) = without_frames.await.map_err(|_| RestoreError::Worker).flatten() {
         failures.push(error);
     }
     for worker in workers {

@@ -1,8 +1,11 @@
 //! Bringing a PostgreSQL cluster back: choosing a snapshot and a way along the log, restoring, replaying, proving.
 //!
-//! [`plan()`] decides and touches nothing; [`restore()`] carries a plan out; [`start()`] brings the result up and says which
+//! [`plan()`] decides and touches nothing; [`restore()`] carries a plan out, and [`compare()`] says how much that would
+//! move where much of it is there already; [`start()`] brings the result up and says which
 //! point was reached; [`get()`] serves segments to `restore_command`.
 
+mod compare;
+mod delta;
 mod error;
 mod get;
 mod inspect;
@@ -18,5 +21,5 @@ pub use get::{GetError, GetOptions, GetOutcome, get, prefetch};
 pub use inspect::inspect_log;
 pub use plan::{Plan, Target, plan};
 pub use points::{RecoverablePoints, RecoverableRange, TimelinePoints, recoverable};
-pub use restore::{ArchiveMode, RestoreOptions, RestoreReport, restore};
+pub use restore::{ArchiveMode, Comparison, RestoreOptions, RestoreReport, Reused, compare, restore};
 pub use start::{Reached, log_file, start};

@@ -2,7 +2,8 @@
 //!
 //! *Crash.* The control file is written last, under a temporary name first: until then PostgreSQL refuses to start.
 //! A directory that an interrupted restore left holds [`MARKER`] and no control file, by which a new restore recognises
-//! and clears it; so does a tablespace's directory that the first one names.
+//! and clears it; so does a tablespace's directory that the first one names. Restoring over an old data directory: see
+//! `delta.rs`.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,6 +21,8 @@ use holdfast_runtime::{Cancel, Phase, Progress};
 use holdfast_types::ByteSize;
 
 use crate::RestoreError;
+use crate::compare::{self, Compared};
+use crate::delta::{Old, Removed, SYSTEM_LINE, running_owner};
 use crate::lay::{Target as FileTarget, Work, lay};
 use crate::plan::{Plan, Target};
 use crate::settings::{Recovery, adapt_main_conf};
@@ -36,6 +39,10 @@ pub enum ArchiveMode {
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
     pub to: PathBuf,
+    /// `to` may be an older, newer or damaged data directory of the same cluster: what is right in it stays.
+    pub delta: bool,
+    /// Other data directories, of whatever is in them: equal bytes are copied from there instead of being fetched.
+    pub reuse: Vec<PathBuf>,
     pub parallel: usize,
     /// Where tablespaces go, by object id, name or former location; the others go where they were.
     pub tablespaces: Vec<(String, PathBuf)>,
@@ -55,8 +62,34 @@ pub struct RestoreReport {
     pub files: u64,
     pub bytes: u64,
     pub fetched: u64,
+    /// Only where something could be reused.
+    pub reused: Option<Reused>,
     pub phases: Vec<(Phase, Duration)>,
     pub damage: Vec<DamagedPage>,
+    pub notes: Vec<String>,
+}
+
+/// What was there already, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reused {
+    /// Read here and hashed.
+    pub compared: u64,
+    /// Right where it was.
+    pub kept: u64,
+    /// Copied from another directory.
+    pub copied: u64,
+    /// Written, with what was copied.
+    pub written: u64,
+    pub deleted_files: u64,
+    pub deleted: u64,
+}
+
+/// What a restore would do, found out by reading what is there.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    pub reused: Reused,
+    /// Sealed bytes to fetch, beside the lists of hashes that were fetched to find out.
+    pub fetch: u64,
     pub notes: Vec<String>,
 }
 
@@ -89,29 +122,36 @@ pub async fn restore(
     }
     let pg_control = control::unstartable(&manifest.pg_control)?;
     let mut notes = plan.notes.clone();
-    let owner = owner(manifest, &mut notes);
-    let unfinished = refuse_what_is_in_the_way(&options.to)?;
-    let places = tablespace_places(manifest, &options.tablespaces, &unfinished)?;
-    refuse_replay_into_other_directories(plan)?;
-    let mut maps = Vec::new();
-    for reference in &manifest.maps {
-        maps.push(keyring.map(reference.id).await?);
+    let layout = Layout::new(options.to.clone(), owner(manifest, &mut notes));
+    let Ground { old, places } = Ground::look(plan, options)?;
+    let maps = maps(keyring, manifest).await?;
+    let (mut work, config) = layout.files(&maps);
+    let needed = manifest.summary.bytes.saturating_sub(old.as_ref().map_or(0, |_| bytes_there(&work)));
+    require_space(&options.to, needed + plan.log_bytes().min(1 << 30))?;
+    layout.begin(manifest, &places, old.as_ref())?;
+    let mut removed = Removed::default();
+    if let Some(old) = &old {
+        progress.begin(Phase("deleting what is not in the snapshot"), 0);
+        removed = old.tidy(&layout, &maps, &places, true)?;
     }
-    require_space(&options.to, manifest.summary.bytes + plan.log_bytes().min(1 << 30))?;
-    let target = Layout { to: options.to.clone(), owner };
-    target.begin(manifest, &places)?;
-    let mut config = Vec::new();
-    let work = target.prepare(&maps, &places, &mut config)?;
+    layout.prepare(&maps, &places, &config)?;
+    let mut compared = None;
+    if old.is_some() || !options.reuse.is_empty() {
+        progress.begin(Phase("comparing with what is here"), work.missing());
+        let comparison = comparison(options, old.is_some(), true);
+        compared = Some(compare::compare(&mut work, comparison, keyring, options.parallel, progress, cancel).await?);
+    }
 
-    progress.begin(Phase("restoring files"), manifest.summary.bytes);
+    let missing = work.missing();
+    progress.begin(Phase("restoring files"), if compared.is_some() { missing } else { manifest.summary.bytes });
     let fetched = lay(work, keyring, options.parallel, progress, cancel).await?;
 
     progress.begin(Phase("finishing"), 0);
-    target.adopt_configuration(&config, &mut notes)?;
+    layout.adopt_configuration(&config, &mut notes)?;
     let tablespace_map = remap(&manifest.tablespace_map, &places)?;
-    target.write("backup_label", &manifest.backup_label)?;
+    layout.write("backup_label", &manifest.backup_label)?;
     if !tablespace_map.is_empty() {
-        target.write("tablespace_map", &tablespace_map)?;
+        layout.write("tablespace_map", &tablespace_map)?;
     }
     let recovery = Recovery {
         target: &plan.stop_at,
@@ -119,18 +159,106 @@ pub async fn restore(
         restore_command: &options.restore_command,
         isolated: options.archive_mode == ArchiveMode::Off,
     };
-    target.write("postgresql.auto.conf", recovery.auto_conf(&read_auto_conf(&options.to)?).as_bytes())?;
-    target.write("recovery.signal", b"")?;
+    layout.write("postgresql.auto.conf", recovery.auto_conf(&read_auto_conf(&options.to)?).as_bytes())?;
+    layout.write("recovery.signal", b"")?;
     cancel.check()?;
-    target.finish(&maps, &places, &pg_control)?;
+    layout.finish(&maps, &places, &pg_control)?;
+    add_notes(&mut notes, compared.as_ref(), &removed);
     Ok(RestoreReport {
         files: manifest.summary.files,
         bytes: manifest.summary.bytes,
-        fetched,
+        fetched: fetched + compared.map_or(0, |compared| compared.fetched),
+        reused: compared.map(|compared| reused(&compared, &removed, missing)),
         phases: progress.durations(),
         damage: manifest.damage.clone(),
         notes,
     })
+}
+
+/// Finds out what [`restore`] would do where much is there already. Reads all of it, and changes nothing.
+pub async fn compare(
+    keyring: &Keyring,
+    plan: &Plan,
+    options: &RestoreOptions,
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<Comparison, RestoreError> {
+    progress.begin(Phase("preparing"), 0);
+    let layout = Layout::new(options.to.clone(), None);
+    let Ground { old, places } = Ground::look(plan, options)?;
+    let maps = maps(keyring, &plan.manifest).await?;
+    let (mut work, _) = layout.files(&maps);
+    let removed = match &old {
+        Some(old) => old.tidy(&layout, &maps, &places, false)?,
+        None => Removed::default(),
+    };
+    progress.begin(Phase("comparing with what is here"), work.missing());
+    let comparison = comparison(options, old.is_some(), false);
+    let compared = compare::compare(&mut work, comparison, keyring, options.parallel, progress, cancel).await?;
+    let mut notes = Vec::new();
+    add_notes(&mut notes, Some(&compared), &removed);
+    Ok(Comparison { reused: reused(&compared, &removed, work.missing()), fetch: work.sealed(), notes })
+}
+
+/// Where a restore goes, once nothing speaks against it.
+struct Ground {
+    /// The cluster that is restored over.
+    old: Option<Old>,
+    places: Vec<(Tablespace, PathBuf)>,
+}
+
+impl Ground {
+    fn look(plan: &Plan, options: &RestoreOptions) -> Result<Self, RestoreError> {
+        refuse_running(&options.to)?;
+        for reuse in &options.reuse {
+            fs::read_dir(reuse).map_err(RestoreError::read(reuse))?;
+        }
+        let old = if options.delta { Old::look(&options.to, &plan.manifest)? } else { None };
+        let unfinished = match &old {
+            Some(_) => places_of_marker(&options.to)?,
+            None => refuse_what_is_in_the_way(&options.to)?,
+        };
+        let places = tablespace_places(&plan.manifest, &options.tablespaces, &unfinished, old.as_ref())?;
+        refuse_replay_into_other_directories(plan, old.as_ref())?;
+        Ok(Self { old, places })
+    }
+}
+
+async fn maps(keyring: &Keyring, manifest: &Manifest) -> Result<Vec<Map>, RestoreError> {
+    let mut maps = Vec::new();
+    for reference in &manifest.maps {
+        maps.push(keyring.map(reference.id).await?);
+    }
+    Ok(maps)
+}
+
+fn comparison(options: &RestoreOptions, in_place: bool, writes: bool) -> compare::Comparison {
+    compare::Comparison { to: options.to.clone(), in_place, reuse: options.reuse.clone(), writes }
+}
+
+fn reused(compared: &Compared, removed: &Removed, missing: u64) -> Reused {
+    Reused {
+        compared: compared.compared,
+        kept: compared.kept,
+        copied: compared.reused,
+        written: missing + compared.reused + compared.zeroed,
+        deleted_files: removed.files,
+        deleted: removed.bytes,
+    }
+}
+
+fn add_notes(notes: &mut Vec<String>, compared: Option<&Compared>, removed: &Removed) {
+    notes.extend(removed.links.iter().cloned());
+    if let Some(packs) = compared.map(|compared| compared.packs_without_hashes).filter(|packs| *packs > 0) {
+        notes.push(format!("{packs} packs have no hashes to compare with; what is needed of them is fetched"));
+    }
+}
+
+/// What the files that are to be made have on disk already.
+fn bytes_there(work: &Work) -> u64 {
+    let there =
+        |target: &FileTarget| fs::symlink_metadata(&target.path).map_or(0, |found| found.len().min(target.size));
+    work.targets.iter().map(there).sum()
 }
 
 /// User and group for the files, where we may choose them.
@@ -162,15 +290,18 @@ fn read_auto_conf(to: &Path) -> Result<String, RestoreError> {
     }
 }
 
+fn refuse_running(to: &Path) -> Result<(), RestoreError> {
+    match is_running(to) {
+        Running::No => Ok(()),
+        Running::Yes { pid } => Err(RestoreError::ServerRunning { path: to.to_owned(), pid }),
+        Running::Unknown { .. } if !to.exists() => Ok(()),
+        Running::Unknown { reason } => Err(RestoreError::ServerUnknown { path: to.to_owned(), reason }),
+    }
+}
+
 /// Refuses a directory with anything in it, but for what an interrupted restore left. Gives the tablespaces' directories
 /// that such a restore was filling.
 fn refuse_what_is_in_the_way(to: &Path) -> Result<Vec<PathBuf>, RestoreError> {
-    match is_running(to) {
-        Running::No => {}
-        Running::Yes { pid } => return Err(RestoreError::ServerRunning { path: to.to_owned(), pid }),
-        Running::Unknown { .. } if !to.exists() => {}
-        Running::Unknown { reason } => return Err(RestoreError::ServerUnknown { path: to.to_owned(), reason }),
-    }
     let entries = match fs::read_dir(to) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(RestoreError::write(to))?,
@@ -182,7 +313,16 @@ fn refuse_what_is_in_the_way(to: &Path) -> Result<Vec<PathBuf>, RestoreError> {
     if !marker.is_file() || to.join("global/pg_control").exists() {
         return Err(RestoreError::NotEmpty { path: to.to_owned() });
     }
-    let marker = fs::read(&marker).map_err(RestoreError::write(&marker))?;
+    places_of_marker(to)
+}
+
+/// The tablespaces' directories that an interrupted restore was filling, if there was one.
+fn places_of_marker(to: &Path) -> Result<Vec<PathBuf>, RestoreError> {
+    let marker = to.join(MARKER);
+    let marker = match fs::read(&marker) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text.map_err(RestoreError::write(&marker))?,
+    };
     let places = marker.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(TABLESPACE_LINE));
     Ok(places.map(|place| PathBuf::from(std::ffi::OsStr::from_bytes(place))).collect())
 }
@@ -192,9 +332,13 @@ const TABLESPACE_LINE: &[u8] = b"tablespace ";
 
 /// Replaying `CREATE TABLESPACE` empties the directory that it names (tablespace.c, `create_tablespace_directories`). On
 /// the machine of a live cluster that would be the live cluster's.
-fn refuse_replay_into_other_directories(plan: &Plan) -> Result<(), RestoreError> {
+fn refuse_replay_into_other_directories(plan: &Plan, old: Option<&Old>) -> Result<(), RestoreError> {
     for created in &plan.created_tablespaces {
         let path = PathBuf::from(&created.location);
+        let is_ours = old.is_some_and(|old| old.has_tablespace_in(created.oid, &path));
+        if is_ours && running_owner(&path).is_none() {
+            continue;
+        }
         if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
             let name = format!("created at {}", created.lsn);
             return Err(RestoreError::TablespaceInUse { oid: created.oid, name, path });
@@ -226,6 +370,7 @@ fn tablespace_places(
     manifest: &Manifest,
     wanted: &[(String, PathBuf)],
     unfinished: &[PathBuf],
+    old: Option<&Old>,
 ) -> Result<Vec<(Tablespace, PathBuf)>, RestoreError> {
     let matches =
         |space: &Tablespace, key: &str| space.oid.to_string() == key || space.name == key || space.location == key;
@@ -240,7 +385,11 @@ fn tablespace_places(
         let wanted = wanted.iter().find(|(key, _)| matches(space, key));
         let place = wanted.map_or_else(|| PathBuf::from(&space.location), |(_, place)| place.clone());
         let place = std::path::absolute(&place).map_err(RestoreError::write(&place))?;
-        let is_ours = unfinished.contains(&place) && place.join(MARKER).is_file();
+        let is_old = old.is_some_and(|old| old.has_tablespace_in(space.oid, &place));
+        if is_old && let Some(server) = running_owner(&place) {
+            return Err(RestoreError::TablespaceOfRunning { name: space.name.clone(), path: place, server });
+        }
+        let is_ours = is_old || unfinished.contains(&place) && place.join(MARKER).is_file();
         if !is_ours && fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(RestoreError::TablespaceInUse { oid: space.oid, name: space.name.clone(), path: place });
         }
@@ -260,27 +409,36 @@ fn remap(map: &[u8], places: &[(Tablespace, PathBuf)]) -> Result<Vec<u8>, Restor
 }
 
 /// The target directory.
-struct Layout {
-    to: PathBuf,
+pub(crate) struct Layout {
+    pub to: PathBuf,
     owner: Option<(u32, u32)>,
 }
 
 impl Layout {
-    fn begin(&self, manifest: &Manifest, places: &[(Tablespace, PathBuf)]) -> Result<(), RestoreError> {
+    pub(crate) fn new(to: PathBuf, owner: Option<(u32, u32)>) -> Self {
+        Self { to, owner }
+    }
+
+    /// From here on nothing can be started here.
+    fn begin(
+        &self,
+        manifest: &Manifest,
+        places: &[(Tablespace, PathBuf)],
+        old: Option<&Old>,
+    ) -> Result<(), RestoreError> {
+        if let Some(old) = old {
+            self.write(MARKER, &marker(manifest, places))?;
+            sync(&self.to)?;
+            old.disable()?;
+            return places.iter().try_for_each(|(_, place)| self.directory(place, 0o700));
+        }
         // Tablespaces first: the marker of the data directory is what says that theirs may be cleared.
         for (_, place) in places {
             clear_unfinished(place)?;
         }
         clear_unfinished(&self.to)?;
         self.directory(&self.to, 0o700)?;
-        let mut text =
-            format!("Snapshot {} is being restored here; this directory is not complete.\n", manifest.summary.id)
-                .into_bytes();
-        for (_, place) in places {
-            text.extend_from_slice(TABLESPACE_LINE);
-            text.extend_from_slice(place.as_os_str().as_bytes());
-            text.push(b'\n');
-        }
+        let text = marker(manifest, places);
         self.write(MARKER, &text)?;
         sync(&self.to)?;
         for (_, place) in places {
@@ -326,7 +484,7 @@ impl Layout {
     }
 
     /// Where a path of the snapshot goes.
-    fn place(&self, name: &[u8]) -> PathBuf {
+    pub(crate) fn place(&self, name: &[u8]) -> PathBuf {
         let path = |bytes: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
         match name.strip_prefix(b"pgdata") {
             Some(rest) => match rest.strip_prefix(b"/") {
@@ -337,15 +495,24 @@ impl Layout {
         }
     }
 
-    /// Makes directories and links, and lists the files.
-    fn prepare(
-        &self,
-        maps: &[Map],
-        places: &[(Tablespace, PathBuf)],
-        config: &mut Vec<PathBuf>,
-    ) -> Result<Work, RestoreError> {
-        let mut work = Work::default();
+    /// Lists the files, and those of them that are settings from outside.
+    fn files(&self, maps: &[Map]) -> (Work, Vec<PathBuf>) {
+        let (mut work, mut config) = (Work::default(), Vec::new());
         for (map, entry) in maps.iter().flat_map(|map| map.entries.iter().map(move |entry| (map, entry))) {
+            if let EntryKind::File { size, runs } = &entry.kind {
+                let path = self.place(&entry.path);
+                if entry.path.starts_with(b"config/") {
+                    config.push(path.clone());
+                }
+                work.add(map, FileTarget::new(path, *size, entry.mode, self.owner), runs);
+            }
+        }
+        (work, config)
+    }
+
+    /// Makes directories and links.
+    fn prepare(&self, maps: &[Map], places: &[(Tablespace, PathBuf)], config: &[PathBuf]) -> Result<(), RestoreError> {
+        for entry in maps.iter().flat_map(|map| &map.entries) {
             let path = self.place(&entry.path);
             match &entry.kind {
                 EntryKind::Directory => self.directory(&path, entry.mode)?,
@@ -356,21 +523,18 @@ impl Layout {
                         what: "map",
                         why: format!("it has a link to {}, which is no tablespace", String::from_utf8_lossy(target)),
                     })?;
-                    std::os::unix::fs::symlink(target, &path).map_err(RestoreError::write(&path))?;
+                    if fs::read_link(&path).ok().as_ref() != Some(target) {
+                        std::os::unix::fs::symlink(target, &path).map_err(RestoreError::write(&path))?;
+                    }
                     self.chown(&path)?;
                 }
-                EntryKind::File { size, runs } => {
-                    if entry.path.starts_with(b"config/") {
-                        if let Some(parent) = path.parent() {
-                            self.directory(parent, 0o700)?;
-                        }
-                        config.push(path.clone());
-                    }
-                    work.add(map, FileTarget::new(path, *size, entry.mode, self.owner), runs);
-                }
+                EntryKind::File { .. } => {}
             }
         }
-        Ok(work)
+        for parent in config.iter().filter_map(|path| path.parent()) {
+            self.directory(parent, 0o700)?;
+        }
+        Ok(())
     }
 
     /// Settings that were kept outside the data directory, as Debian does: what the server needs to start is put inside,
@@ -410,7 +574,11 @@ impl Layout {
             }
         }
         for (_, place) in places {
-            remove_marker(place)?;
+            // Where an old cluster had its tablespace there is none.
+            if place.join(MARKER).exists() {
+                remove_marker(place)?;
+            }
+            sync(place)?;
         }
         self.write("global/pg_control.holdfast", pg_control)?;
         let (temporary, path) = (self.to.join("global/pg_control.holdfast"), self.to.join("global/pg_control"));
@@ -418,6 +586,20 @@ impl Layout {
         sync(&self.to.join("global"))?;
         remove_marker(&self.to)
     }
+}
+
+/// The text of [`MARKER`].
+fn marker(manifest: &Manifest, places: &[(Tablespace, PathBuf)]) -> Vec<u8> {
+    let id = &manifest.summary.id;
+    let mut text = format!("Snapshot {id} is being restored here; this directory is not complete.\n").into_bytes();
+    text.extend_from_slice(SYSTEM_LINE);
+    text.extend_from_slice(format!("{}\n", manifest.summary.system_id).as_bytes());
+    for (_, place) in places {
+        text.extend_from_slice(TABLESPACE_LINE);
+        text.extend_from_slice(place.as_os_str().as_bytes());
+        text.push(b'\n');
+    }
+    text
 }
 
 /// Removes what an interrupted restore left in a directory. The marker goes last: until then the directory stays
@@ -444,7 +626,7 @@ fn remove_marker(directory: &Path) -> Result<(), RestoreError> {
     sync(directory)
 }
 
-fn sync(directory: &Path) -> Result<(), RestoreError> {
+pub(crate) fn sync(directory: &Path) -> Result<(), RestoreError> {
     fs::File::open(directory).and_then(|file| file.sync_all()).map_err(RestoreError::write(directory))
 }
 

@@ -38,8 +38,10 @@ async fn version_1_restores_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("data");
     let plan = plan(&keyring, "chat", Target::Latest, None, None).await.unwrap();
-    let options = RestoreOptions {
+    let mut options = RestoreOptions {
         to: to.clone(),
+        delta: false,
+        reuse: Vec::new(),
         parallel: 2,
         tablespaces: Vec::new(),
         archive_mode: ArchiveMode::Off,
@@ -49,7 +51,21 @@ async fn version_1_restores_byte_for_byte() {
         socket_directory: None,
     };
     restore(&keyring, &plan, &options, &Progress::new(), &Cancel::new()).await.unwrap();
+    expect_fixture(&to);
 
+    // It has no hashes to compare with: all of it is fetched again.
+    std::fs::write(to.join("PG_VERSION"), "other").unwrap();
+    std::fs::write(to.join("base/extra"), "other").unwrap();
+    options.delta = true;
+    let report = restore(&keyring, &plan, &options, &Progress::new(), &Cancel::new()).await.unwrap();
+    expect_fixture(&to);
+    assert!(!to.join("base/extra").exists());
+    let reused = report.reused.unwrap();
+    assert!(report.notes.iter().any(|note| note.contains("no hashes")), "{report:?}");
+    assert!(reused.written > 10_000_000 && reused.deleted_files > 0, "{reused:?}");
+}
+
+fn expect_fixture(to: &Path) {
     let listed = std::fs::read_to_string(fixture().join("hashes")).unwrap();
     let expected: BTreeMap<&str, &str> =
         listed.lines().filter_map(|line| line.split_once("  ")).map(|(h, p)| (p, h)).collect();

@@ -21,6 +21,8 @@ Examples:
   holdfast restore chat --to /var/lib/postgresql/15/restored
   holdfast restore chat --to /srv/restored --at '2026-11-21 10:15:00' --start
   holdfast restore chat --to /srv/restored --at 2026-11-21T10:15:00Z --dry-run
+  holdfast restore chat --to /var/lib/postgresql/15/main --delta --at '2026-11-21 10:15:00'
+  holdfast restore chat --to /srv/copy --reuse /var/lib/postgresql/15/main
   holdfast restore chat --to /srv/restored --name before_migration --tablespace fast=/srv/fast
   holdfast restore chat --to /srv/restored --snapshot 20261121T101500Z-5f0c2a9b";
 
@@ -28,15 +30,27 @@ Examples:
 ///
 /// Shows its plan, restores the snapshot into an empty directory, and writes the settings with which PostgreSQL replays
 /// the log to the target and opens the database. A directory that is not wholly restored cannot be started.
+///
+/// With --delta it goes over a data directory of the same cluster, older, newer or damaged, whose server is stopped:
+/// only pages that differ are fetched and written, and what the snapshot does not have is deleted, log that was never
+/// archived included.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
     /// The source's name.
     source: String,
 
-    /// The directory to restore into: absent or empty.
+    /// The directory to restore into: absent or empty, or with --delta a data directory.
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
+
+    /// Restore over an old data directory of the same cluster; what is right in it stays.
+    #[arg(long)]
+    delta: bool,
+
+    /// Copy what is equal in another data directory, rather than fetching it; may be given several times.
+    #[arg(long, value_name = "DIR")]
+    reuse: Vec<PathBuf>,
 
     #[command(flatten)]
     target: TargetOptions,
@@ -61,7 +75,7 @@ pub(crate) struct Options {
     #[arg(long)]
     start: bool,
 
-    /// Only show the plan.
+    /// Only show the plan. With --delta or --reuse, read what is there and say how much would be fetched.
     #[arg(long)]
     dry_run: bool,
 
@@ -151,13 +165,48 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         context.output.note(remark);
     }
     if options.dry_run {
-        context
-            .output
-            .result(&serde_json::json!({ "plan": text::plan_json(&plan) }), || text::plan(&plan, &options.to))?;
-        return Ok(Exit::Done);
+        return show(context, &keyring, &plan, &options).await;
     }
     context.output.note(text::plan(&plan, &options.to).trim_end());
     carry_out(context, &config, &keyring, &plan, options).await
+}
+
+/// Shows the plan, and what of it is there already.
+async fn show(context: &Context, keyring: &Keyring, plan: &Plan, options: &Options) -> Result<Exit, Failure> {
+    let mut json = serde_json::json!({ "plan": text::plan_json(plan) });
+    let mut shown = text::plan(plan, &options.to);
+    if options.delta || !options.reuse.is_empty() {
+        let restore_options = restore_options(options, String::new())?;
+        let progress = Progress::new();
+        let bar = context.show(&progress);
+        let found = holdfast_recovery::compare(keyring, plan, &restore_options, &progress, &context.cancel).await;
+        drop(bar);
+        let found = found.doing(|| format!("could not compare {} with the snapshot", restore_options.to.display()))?;
+        shown.push_str(&text::comparison(&found));
+        json["comparison"] = text::comparison_json(&found);
+    }
+    context.output.result(&json, || shown)?;
+    Ok(Exit::Done)
+}
+
+fn restore_options(options: &Options, restore_command: String) -> Result<RestoreOptions, Failure> {
+    let Options { to, delta, reuse, tablespaces, parallel, archive_mode, bin_dir, port, socket_dir, .. } = options;
+    Ok(RestoreOptions {
+        to: absolute(to)?,
+        delta: *delta,
+        reuse: reuse.iter().map(|path| absolute(path)).collect::<Result<_, _>>()?,
+        parallel: parallel.unwrap_or_else(default_parallel),
+        tablespaces: tablespaces.clone(),
+        archive_mode: match archive_mode {
+            Archive::Off => ArchiveMode::Off,
+            Archive::Preserve => ArchiveMode::Preserve,
+        },
+        restore_command,
+        // PostgreSQL and its programs run in other directories than this one.
+        bin_directory: bin_dir.as_deref().map(absolute).transpose()?,
+        port: *port,
+        socket_directory: socket_dir.as_deref().map(absolute).transpose()?,
+    })
 }
 
 async fn carry_out(
@@ -167,22 +216,10 @@ async fn carry_out(
     plan: &Plan,
     options: Options,
 ) -> Result<Exit, Failure> {
-    let Options { source, to, tablespaces, parallel, archive_mode, start, bin_dir, port, socket_dir, .. } = options;
-    let to = absolute(&to)?;
-    let restore_options = RestoreOptions {
-        to: to.clone(),
-        parallel: parallel.unwrap_or_else(default_parallel),
-        tablespaces,
-        archive_mode: match archive_mode {
-            Archive::Off => ArchiveMode::Off,
-            Archive::Preserve => ArchiveMode::Preserve,
-        },
-        restore_command: command_line::restore_command(&config.path, &source, plan.lineage, plan.until())?,
-        // PostgreSQL and its programs run in other directories than this one.
-        bin_directory: bin_dir.as_deref().map(absolute).transpose()?,
-        port,
-        socket_directory: socket_dir.as_deref().map(absolute).transpose()?,
-    };
+    let command = command_line::restore_command(&config.path, &options.source, plan.lineage, plan.until())?;
+    let restore_options = restore_options(&options, command)?;
+    let Options { source, archive_mode, start, .. } = options;
+    let to = restore_options.to.clone();
     command_line::prove(&restore_options.restore_command, &plan.manifest.owner.user)?;
     let progress = Progress::new();
     let shown = context.show(&progress);

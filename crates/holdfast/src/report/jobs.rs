@@ -125,12 +125,24 @@ fn restore(error: &RestoreError) -> Option<Verdict> {
         RestoreError::ServerRunning { .. } => {
             verdict(Exit::InTheWay, "Nothing was touched. Stop the server, or restore into another directory.")
         }
-        RestoreError::ServerUnknown { .. } => {
+        RestoreError::ServerUnknown { .. } | RestoreError::OtherCluster { .. } | RestoreError::OtherVersion { .. } => {
             verdict(Exit::InTheWay, "Nothing was touched. Restore into another directory.")
         }
         RestoreError::NotEmpty { .. } => verdict(
             Exit::InTheWay,
-            "Nothing was touched. Restore into an empty directory; an old data directory is best moved aside.",
+            "Nothing was touched. Restore into an empty directory; an old data directory is best moved aside, or restored \
+             over with --delta.",
+        ),
+        RestoreError::UnknownCluster { .. } => verdict(
+            Exit::InTheWay,
+            "Nothing was touched. --delta goes over a data directory of the snapshot's cluster only; move this one aside.",
+        ),
+        RestoreError::TablespaceOfRunning { name, .. } => verdict(
+            Exit::InTheWay,
+            format!(
+                "Nothing was touched. A copied data directory leads to its original's tablespaces; put this one \
+                 elsewhere with --tablespace {name}=DIR."
+            ),
         ),
         RestoreError::TablespaceInUse { name, .. } => verdict(
             Exit::InTheWay,

@@ -15,6 +15,7 @@
 mod chance;
 mod changes;
 mod damage;
+mod delta;
 mod incremental;
 mod kills;
 mod leftovers;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use holdfast_format::wal::Moment;
 use holdfast_postgres::cluster::{Running, is_running};
-use holdfast_recovery::{Plan, Reached, RestoreReport, Target, log_file};
+use holdfast_recovery::{Comparison, Plan, Reached, RestoreReport, Reused, Target, log_file};
 use holdfast_types::Lsn;
 
 use crate::command::{list, phases_json, phases_text, show};
@@ -80,6 +80,46 @@ pub(super) fn plan_json(plan: &Plan) -> serde_json::Value {
     })
 }
 
+/// What a restore would find there already.
+pub(super) fn comparison(found: &Comparison) -> String {
+    let Comparison { reused, fetch, notes } = found;
+    let mut all = Table::bare();
+    reused_rows(&mut all, reused);
+    all.row(["to fetch", &table::size(*fetch)]);
+    let mut text = all.text();
+    for note in notes {
+        text.line(format_args!("note: {note}"));
+    }
+    text
+}
+
+pub(super) fn comparison_json(found: &Comparison) -> serde_json::Value {
+    let Comparison { reused, fetch, notes } = found;
+    serde_json::json!({ "reused": reused_json(reused), "fetch_bytes": fetch, "notes": notes })
+}
+
+fn reused_rows(all: &mut Table, reused: &Reused) {
+    let Reused { compared, kept, copied, written, deleted_files, deleted } = *reused;
+    all.row(["compared", &format!("{}, {} kept", table::size(compared), table::size(kept))]);
+    if copied > 0 {
+        all.row(["copied", &format!("{} from other directories", table::size(copied))]);
+    }
+    all.row(["written", &table::size(written)]);
+    all.row(["deleted", &format!("{} with {}", table::count(deleted_files, "file"), table::size(deleted))]);
+}
+
+fn reused_json(reused: &Reused) -> serde_json::Value {
+    let Reused { compared, kept, copied, written, deleted_files, deleted } = reused;
+    serde_json::json!({
+        "compared_bytes": compared,
+        "kept_bytes": kept,
+        "copied_bytes": copied,
+        "written_bytes": written,
+        "deleted_files": deleted_files,
+        "deleted_bytes": deleted,
+    })
+}
+
 /// What became of a plan.
 pub(super) struct Result<'a> {
     pub(super) plan: &'a Plan,
@@ -111,7 +151,7 @@ impl End<'_> {
 
 impl Result<'_> {
     pub(super) fn json(&self) -> serde_json::Value {
-        let RestoreReport { bytes, files, fetched, phases, damage, notes } = self.report;
+        let RestoreReport { bytes, files, fetched, reused, phases, damage, notes } = self.report;
         let (mut reached, mut server_log) = (None, None);
         match &self.end {
             End::Restored => {}
@@ -132,6 +172,7 @@ impl Result<'_> {
             "bytes": bytes,
             "files": files,
             "fetched_bytes": fetched,
+            "reused": reused.as_ref().map(reused_json),
             "phases": phases_json(phases),
             "damage": damage,
             "notes": notes,
@@ -141,11 +182,14 @@ impl Result<'_> {
     }
 
     pub(super) fn text(&self) -> String {
-        let RestoreReport { bytes, files, fetched, phases, damage, notes } = self.report;
+        let RestoreReport { bytes, files, fetched, reused, phases, damage, notes } = self.report;
         let took = phases.iter().map(|(_, duration)| *duration).sum();
         let mut all = Table::bare();
         let (files, size) = (table::count(*files, "file"), table::size(*bytes));
         all.row(["restored", &format!("{files} with {size} in {}", self.to.display())]);
+        if let Some(reused) = reused {
+            reused_rows(&mut all, reused);
+        }
         all.row(["fetched", &table::size(*fetched)]);
         all.row(["took", &format!("{}, {}", table::duration(took), table::rate(*bytes, took))]);
         let mut text = all.text();
