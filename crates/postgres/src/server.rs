@@ -92,6 +92,20 @@ const TABLESPACES: &str = "\
     SELECT oid, spcname, pg_catalog.pg_tablespace_location(oid) AS location FROM pg_catalog.pg_tablespace \
     WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid";
 
+/// `undefined_file`: what a function was to look at has gone.
+const UNDEFINED_FILE: &str = "58P01";
+
+/// One that is dropped while the server looks it up makes it fail; the next time it is not listed.
+async fn tablespaces(client: &mut Client) -> Result<Vec<Row>, QueryError> {
+    let mut tries = 0;
+    loop {
+        match client.query(TABLESPACES).await {
+            Err(error) if error.sqlstate() == Some(UNDEFINED_FILE) && tries < 10 => tries += 1,
+            outcome => return outcome,
+        }
+    }
+}
+
 impl ServerInfo {
     /// Reads it all. On a connection for SQL.
     pub async fn read(client: &mut Client) -> Result<Self, QueryError> {
@@ -99,7 +113,7 @@ impl ServerInfo {
         let state = client.query_one(STATE).await?;
         // Settings that our role may not see are not in the view.
         let rows = client.query("SELECT name, setting FROM pg_catalog.pg_settings").await?;
-        let tablespaces = client.query(TABLESPACES).await?;
+        let tablespaces = tablespaces(client).await?;
         let loaded = loaded_files(client).await?;
         let version = client.server_version();
         let read = || {
