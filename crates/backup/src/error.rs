@@ -74,7 +74,7 @@ pub enum BackupError {
     #[error("{} could not be read whole: {problem}", .path.display())]
     ControlFile { path: PathBuf, problem: String },
 
-    #[error("could not write to the repository")]
+    #[error("could not use the repository")]
     Repository(#[from] RepositoryError),
 
     #[error("could not receive the log that belongs to the backup")]

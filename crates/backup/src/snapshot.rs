@@ -230,7 +230,14 @@ impl Job<'_> {
         let logs_hints = self.info.data_checksums;
         let audit = Audit { keyring, base: &ground.base, start, logs_hints, turn };
         let mut incidents = Vec::new();
-        for Mismatch { name, page, why } in audit.run(&listed.files).await? {
+        let mismatches = match audit.run(&listed.files).await {
+            Err(BackupError::Repository(error)) if error.is_damage() => {
+                let base = &ground.base.manifest.summary.id;
+                return Ok(vec![format!("what snapshot {base} needs is damaged: {error}")]);
+            }
+            found => found?,
+        };
+        for Mismatch { name, page, why } in mismatches {
             let relation = listed.files.iter().find(|task| task.name == name).and_then(|task| task.relation);
             let relation = match relation {
                 Some(relation) => relation_name(self.options, relation).await,
@@ -257,7 +264,13 @@ impl Job<'_> {
     async fn find_base(&self, notes: &mut Vec<String>) -> Result<Option<Base>, BackupError> {
         let Some(keyring) = self.keyring.filter(|_| self.options.kind != SnapshotKind::Full) else { return Ok(None) };
         self.progress.begin(Phase("reading the snapshot before"), 0);
-        match Base::find(keyring, &self.options.source, self.options.kind, &self.info).await? {
+        let found = match Base::find(keyring, &self.options.source, self.options.kind, &self.info).await {
+            Err(BackupError::Repository(error)) if error.is_damage() => {
+                Err(format!("{error}; `holdfast verify` says more"))
+            }
+            found => found?,
+        };
+        match found {
             Ok(base) => Ok(Some(base)),
             Err(why) => {
                 notes.push(format!("everything was read: {why}"));
@@ -279,7 +292,10 @@ impl Job<'_> {
         self.progress.begin(Phase("finding what changed"), 0);
         let reaches = log.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, lsn), self.cancel);
         let outcome = if reaches.await? {
-            changes::between(&changes, &base.manifest.summary, timeline, lsn).await?
+            match changes::between(&changes, &base.manifest.summary, timeline, lsn).await {
+                Err(BackupError::Repository(error)) if error.is_damage() => Err(error.to_string()),
+                outcome => outcome?,
+            }
         } else {
             Err(format!("the log had not come as far as {lsn} after {} s", self.options.log_wait.as_secs()))
         };

@@ -83,6 +83,12 @@ impl RepositoryError {
         matches!(self, Self::Store(error) if error.is_full())
     }
 
+    /// Something in the repository is not what was written, or has gone; the rest may be as good as ever.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Object { .. } | Self::Content { .. } | Self::KeyMissing { .. } | Self::KeyDamaged { .. })
+            || self.is_not_found()
+    }
+
     /// The repository's configuration is damaged or missing, so that nothing in it can be opened.
     pub fn is_config_lost(&self) -> bool {
         match self {

@@ -139,11 +139,8 @@ pub async fn verify(
 /// An error that is about one object becomes a finding; one that keeps us from looking ends the verification.
 fn finding_or_failure(error: RepositoryError) -> Result<String, RepositoryError> {
     match &error {
-        RepositoryError::Object { .. }
-        | RepositoryError::Content { .. }
-        | RepositoryError::KeyMissing { .. }
-        | RepositoryError::KeyDamaged { .. } => Ok(chain(&error)),
         _ if error.is_not_found() => Ok("the object is missing".to_owned()),
+        _ if error.is_damage() => Ok(chain(&error)),
         _ => Err(error),
     }
 }

@@ -157,8 +157,8 @@ fn text(listing: &Listing) -> String {
                 &table::size(summary.stored_bytes),
                 &summary.timeline.get().to_string(),
                 &format!("{} to {}", summary.start_lsn, summary.stop_lsn),
-                &damaged,
                 summary.base.as_ref().map_or("-", |base| base.as_str()),
+                &damaged,
             ]);
         }
         text.push_str(&table.text());

@@ -79,6 +79,10 @@ fn text(manifest: &Manifest) -> String {
     let mut all = Table::bare();
     let duration = (summary.stopped_at.get() - summary.started_at.get()).max(0).cast_unsigned();
     all.row(["snapshot", summary.id.as_str()]);
+    all.row(["kind", &format!("{:?}", summary.kind).to_lowercase()]);
+    if let Some(base) = &summary.base {
+        all.row(["builds on", &format!("{base}, which need not be there any more")]);
+    }
     all.row(["source", &format!("{}, PostgreSQL {version}, from {from}", summary.source)]);
     all.row(["system identifier", &summary.system_id.to_string()]);
     all.row(["begun", &time::show(summary.started_at)]);
@@ -87,6 +91,9 @@ fn text(manifest: &Manifest) -> String {
     all.row(["timeline", &summary.timeline.get().to_string()]);
     all.row(["log needed", &format!("{} to {}", summary.start_lsn, summary.stop_lsn)]);
     all.row(["files", &format!("{} with {}", summary.files, table::size(summary.bytes))]);
+    if let Some(read) = summary.read_bytes {
+        all.row(["read", &table::size(read)]);
+    }
     all.row(["stored", &table::size(summary.stored_bytes)]);
     let (packs, maps) = (manifest.packs.len() as u64, manifest.maps.len() as u64);
     all.row(["objects", &format!("{}, {}", table::count(packs, "pack"), table::count(maps, "map"))]);

@@ -55,6 +55,10 @@ fn backup(error: &BackupError) -> Option<Verdict> {
             Exit::Failed,
             "Is `holdfast wal receive` running and connected? `holdfast check` shows how far the log is.",
         ),
+        BackupError::NoIdentity => verdict(
+            Exit::WrongKey,
+            "Set `identity_file` in the [repository] table of the configuration, or make full backups.",
+        ),
         BackupError::TimelineChanged => verdict(Exit::Failed, "Take the backup again."),
         BackupError::Level(_) => plain(Exit::Usage),
         _ => return None,

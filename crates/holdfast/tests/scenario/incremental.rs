@@ -115,6 +115,37 @@ fn an_offline_edit_is_found() {
     assert_eq!(report["snapshot"]["base"], Value::Null);
 }
 
+/// What the snapshot before needs is damaged: then nothing is taken from it, and the backup is made all the same.
+#[test]
+fn a_damaged_base_is_not_built_on() {
+    let server = Postgres::build(&require(15)).start();
+    let site = Site::protecting(&server);
+    let receiver = site.receive(&server, &[]);
+    server.sql("create table t as select i as id from generate_series(1, 1000) i");
+    let incremental = || {
+        let run = site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"]);
+        (run.code, run.json())
+    };
+    let none_yet = incremental();
+    assert_eq!((none_yet.0, &none_yet.1["snapshot"]["kind"]), (Some(0), &Value::from("full")), "{none_yet:#?}");
+    let (code, built) = incremental();
+    assert_eq!((code, &built["snapshot"]["base"]), (Some(0), &none_yet.1["snapshot"]["id"]), "{built:#}");
+
+    let maps = site.repository().join("maps");
+    for folder in maps.read_dir().expect("there are maps").flatten() {
+        std::fs::remove_dir_all(folder.path()).expect("it is ours");
+    }
+    let (code, report) = incremental();
+    assert_eq!((code, &report["snapshot"]["kind"]), (Some(0), &Value::from("full")), "{report:#}");
+    let note = report["notes"][0].as_str().expect("it says why");
+    assert!(note.contains("everything was read"), "{note}");
+    site.await_durable(&server);
+    let restored = site.restore("restored", &[]);
+    assert_eq!(restored.server.sql("select count(*) from t"), "1000");
+    restored.prove_clean();
+    receiver.stop();
+}
+
 struct Story {
     server: Postgres,
     site: Site,
