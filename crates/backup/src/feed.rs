@@ -59,6 +59,8 @@ impl LogFeed {
             if let Ok(Err(error)) = task.await {
                 return Err(BackupError::Log(Box::new(error)));
             }
+            // It may be the repository that failed, and not the server: to write to it tells.
+            repository.begin_epoch().await?;
             return Err(BackupError::Log(Box::new(ReceiveError::ServerClosed { source_name: options.source.clone() })));
         }
         Ok(Self { own: Some(OwnReceiver { until, status, task, cancel }) })

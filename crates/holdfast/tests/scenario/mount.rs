@@ -40,7 +40,7 @@ impl SmallDisk {
     pub(crate) fn mount(path: PathBuf, mib: u64) -> Self {
         std::fs::create_dir_all(&path).expect("the directory can be made");
         let disk = Self { path };
-        disk.call(mib, MsFlags::empty());
+        disk.call(mib, MsFlags::empty()).expect("tmpfs can be mounted");
         own(&disk.path);
         disk
     }
@@ -51,12 +51,24 @@ impl SmallDisk {
 
     /// Makes room, or takes it.
     pub(crate) fn resize(&self, mib: u64) {
-        self.call(mib, MsFlags::MS_REMOUNT);
+        self.call(mib, MsFlags::MS_REMOUNT).expect("tmpfs can be mounted again");
     }
 
-    fn call(&self, mib: u64, flags: MsFlags) {
+    /// Leaves hardly more room than is in use, which may grow meanwhile.
+    pub(crate) fn fill_up(&self) {
+        for _ in 0..100 {
+            let stat = nix::sys::statvfs::statvfs(&self.path).expect("a file system says what is free");
+            let used = (stat.blocks() - stat.blocks_free()) * stat.fragment_size();
+            if self.call((used >> 20) + 2, MsFlags::MS_REMOUNT).is_ok() {
+                return;
+            }
+        }
+        panic!("{} grows too fast", self.path.display());
+    }
+
+    fn call(&self, mib: u64, flags: MsFlags) -> nix::Result<()> {
         let options = format!("size={mib}m,mode=0755");
-        mount(Some("tmpfs"), &self.path, Some("tmpfs"), flags, Some(options.as_str())).expect("tmpfs can be mounted");
+        mount(Some("tmpfs"), &self.path, Some("tmpfs"), flags, Some(options.as_str()))
     }
 }
 

@@ -213,7 +213,8 @@ fn the_spool_is_full() {
 fn the_target_is_full() {
     in_private_namespace(|| {
         let server = Postgres::build(&default_version()).start();
-        server.sql("create table t as select generate_series(1, 1000) as id");
+        // Long enough to restore that there is a middle.
+        server.sql("create table t as select i as id, repeat(md5(i::text), 15) from generate_series(1, 100000) i");
         let site = Site::protecting(&server);
         let receiver = site.receive(&server, &[]);
         site.backup();
@@ -228,13 +229,13 @@ fn the_target_is_full() {
         wait_until(BOUND, "files to be restored", || {
             disk.path().join("restored/holdfast.restore").exists() || restore.has_ended().is_some()
         });
-        disk.resize(5);
+        disk.fill_up();
         let log = restore.log();
         assert_eq!(restore.wait(BOUND), Some(13), "{log}");
         assert!(!disk.path().join("restored/global/pg_control").exists());
         disk.resize(1024);
         let restored = site.restore("disk/restored", &[]);
-        assert_eq!(restored.server.sql("select count(*) from t"), "1000");
+        assert_eq!(restored.server.sql("select count(*) from t"), "100000");
         restored.prove_clean();
         receiver.stop();
     });
