@@ -9,13 +9,13 @@ use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
 
 use holdfast_format::codec::Decompressor;
 use holdfast_format::map::RunSource;
 use holdfast_pgformat::page::{self, PAGE_SIZE};
 use holdfast_repository::Keyring;
+use holdfast_runtime::read_full_at;
 use holdfast_types::Lsn;
 
 use crate::BackupError;
@@ -100,7 +100,7 @@ impl Audit<'_> {
             file => file.map_err(failed)?,
         };
         let mut now = vec![0; pages.len() * PAGE_SIZE];
-        let got = read_at(&file, &mut now, u64::from(pages.start) * PAGE_SIZE as u64).map_err(failed)?;
+        let got = read_full_at(&file, &mut now, u64::from(pages.start) * PAGE_SIZE as u64).map_err(failed)?;
         let mut frames: HashMap<BaseFrame, Vec<u8>> = HashMap::new();
         let mut found = Vec::new();
         // What is behind a truncation since the start is not there.
@@ -113,7 +113,7 @@ impl Audit<'_> {
             // It may just be being written.
             tokio::time::sleep(Duration::from_millis(50)).await;
             let mut again = [0; PAGE_SIZE];
-            let got = read_at(&file, &mut again, u64::from(number) * PAGE_SIZE as u64).map_err(failed)?;
+            let got = read_full_at(&file, &mut again, u64::from(number) * PAGE_SIZE as u64).map_err(failed)?;
             if got == PAGE_SIZE
                 && let Some(why) = self.compare(&before, &again)
             {
@@ -180,21 +180,6 @@ impl Audit<'_> {
 /// Where there was room last is noted there without a record, on purpose (`SpGistUpdateMetaPage`).
 fn is_spgist_meta(page: &[u8]) -> bool {
     page.ends_with(&SPGIST_PAGE)
-}
-
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut got = 0;
-    while let Some(rest) = buffer.get_mut(got..)
-        && !rest.is_empty()
-    {
-        match file.read_at(rest, offset + got as u64) {
-            Ok(0) => break,
-            Ok(len) => got += len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(got)
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use holdfast_format::map::{PackRef, Run, RunSource};
 use holdfast_format::object::{FrameLocation, ObjectWriter};
 use holdfast_pgformat::page::PAGE_SIZE;
 use holdfast_repository::Epoch;
-use holdfast_runtime::{ALIGNMENT, AlignedBuffer, Cancel, Progress, RateLimit, open_direct};
+use holdfast_runtime::{ALIGNMENT, AlignedBuffer, Cancel, Progress, RateLimit, open_direct, read_full_at};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::mpsc;
 
@@ -274,7 +273,7 @@ impl Worker {
         // Direct I/O reads whole blocks only: asked for in full, and what is beyond the size is not taken.
         let ask = want.next_multiple_of(ALIGNMENT).min(buffer.len());
         let room = buffer.get_mut(..ask).unwrap_or_default();
-        let got = read_at(file, room, at).map_err(failed(&read.task.path))?.min(want);
+        let got = read_full_at(file, room, at).map_err(failed(&read.task.path))?.min(want);
         if let Some(limit) = &self.shared.rate_limit {
             limit.wait(got as u64);
         }
@@ -536,24 +535,6 @@ fn is_database_dropped(task: &FileTask) -> bool {
         std::thread::sleep(Duration::from_millis(20));
     }
     true
-}
-
-/// Reads until the buffer is full or the file ends.
-fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut got = 0;
-    while let Some(rest) = buffer.get_mut(got..)
-        && !rest.is_empty()
-    {
-        match file.read_at(rest, offset + got as u64) {
-            Ok(0) => break,
-            // Behind a part of a block there is nothing more, and direct I/O could not ask for it.
-            Ok(len) if !len.is_multiple_of(ALIGNMENT) => return Ok(got + len),
-            Ok(len) => got += len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(got)
 }
 
 fn is_zero(part: &[u8]) -> bool {

@@ -5,7 +5,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use holdfast_format::block::{BLOCK_BYTES, BlockHasher, BlockHashes};
 use holdfast_format::map::PackRef;
 use holdfast_format::object::FrameLocation;
 use holdfast_repository::Keyring;
-use holdfast_runtime::{Cancel, Progress};
+use holdfast_runtime::{Cancel, Progress, read_full_at};
 use tokio::runtime::Handle;
 
 use crate::RestoreError;
@@ -418,23 +417,12 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// Reads until the room is full, the file ends, or it cannot be read.
+/// What cannot be read is not there: it is fetched.
 fn read_at(file: &File, room: &mut [u8], at: u64) -> usize {
-    let mut got = 0;
-    while let Some(rest) = room.get_mut(got..)
-        && !rest.is_empty()
-    {
-        match file.read_at(rest, at + got as u64) {
-            Ok(0) => break,
-            Ok(len) => got += len,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                tracing::debug!(%error, "a file that could be kept cannot be read");
-                break;
-            }
-        }
-    }
-    got
+    read_full_at(file, room, at).unwrap_or_else(|error| {
+        tracing::debug!(%error, "a file that could be kept cannot be read");
+        0
+    })
 }
 
 /// Whether one of the ranges holds all of it.

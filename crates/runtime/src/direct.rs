@@ -1,7 +1,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -56,6 +56,24 @@ pub fn leave_direct(file: &File) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(file.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(file.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_DIRECT))?;
     Ok(())
+}
+
+/// Reads until the buffer is full or the file ends. Serves direct I/O as well as the page cache.
+pub fn read_full_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut got = 0;
+    while let Some(rest) = buffer.get_mut(got..)
+        && !rest.is_empty()
+    {
+        match file.read_at(rest, offset + got as u64) {
+            Ok(0) => break,
+            // Behind a part of a block there is nothing more, and direct I/O could not ask for it.
+            Ok(len) if !len.is_multiple_of(ALIGNMENT) => return Ok(got + len),
+            Ok(len) => got += len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(got)
 }
 
 #[cfg(test)]
