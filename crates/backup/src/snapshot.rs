@@ -5,36 +5,35 @@
 //! *Cancellation, crash.* The server ends the backup with its session. What was stored belongs to no snapshot.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_format::manifest::{
-    DamagedPage, Manifest, MapRef, Owner, SnapshotKind, Summary, Tablespace as StoredTablespace,
-};
+use holdfast_format::manifest::{DamagedPage, Manifest, MapRef, SnapshotKind, Summary};
 use holdfast_format::map::Map;
-use holdfast_pgformat::ControlFile;
 use holdfast_postgres::backup_api::{BackupSession, StartCheckpoint};
-use holdfast_postgres::client::{Client, Purpose};
+use holdfast_postgres::client::Client;
 use holdfast_postgres::conninfo::ConnInfo;
-use holdfast_postgres::server::{Right, ServerInfo, check_rights};
+use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::{Epoch, Keyring, Lineage, Repository, random};
-use holdfast_runtime::{Cancel, Phase, Progress, RateLimit};
+use holdfast_runtime::{Cancel, Phase, Progress};
 use holdfast_types::{ByteSize, Lsn, Micros, SnapshotId, Timeline};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use crate::BackupError;
 use crate::assemble::{assemble, pack_sizes};
 use crate::audit::{Audit, Mismatch};
 use crate::base::Base;
 use crate::changes::{self, Between};
+use crate::copy::RELSEG_BLOCKS;
 use crate::feed::LogFeed;
 use crate::fragmentation;
-use crate::scan::{FileTask, Other, Scan, scan};
+use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
-use crate::worker::{FullPack, Output, Shared, work};
+use crate::server::{
+    add_config_files, config_files, connect, find_data_directory, owner, parameters, read_control_file, relation_name,
+    tablespaces,
+};
+use crate::worker::Output;
 
 /// What to back up and how.
 #[derive(Clone, Debug)]
@@ -69,9 +68,6 @@ pub struct BackupReport {
     pub phases: Vec<(Phase, Duration)>,
 }
 
-const OLDEST: u32 = 13;
-const NEWEST: u32 = 18;
-
 /// Makes a backup. One that builds on another needs the keyring to read it.
 pub async fn backup(
     repository: &Repository,
@@ -96,15 +92,15 @@ pub async fn backup(
 }
 
 /// All that stays the same while a backup is made.
-struct Job<'a> {
-    epoch: Epoch,
+pub(crate) struct Job<'a> {
+    pub epoch: Epoch,
     keyring: Option<&'a Keyring>,
-    options: &'a BackupOptions,
-    info: ServerInfo,
+    pub options: &'a BackupOptions,
+    pub info: ServerInfo,
     data_directory: PathBuf,
     lineage: Lineage,
-    progress: &'a Progress,
-    cancel: &'a Cancel,
+    pub progress: &'a Progress,
+    pub cancel: &'a Cancel,
 }
 
 /// What a backup builds on.
@@ -323,192 +319,6 @@ fn choose_pages(listed: &mut Scan, ground: &Ground) {
     }
 }
 
-async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), BackupError> {
-    let source_name = || options.source.clone();
-    let query = |source| BackupError::Query { source_name: source_name(), source };
-    let mut client = Client::connect(&options.connection, Purpose::Sql)
-        .await
-        .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
-    let major = client.major();
-    if !(OLDEST..=NEWEST).contains(&major) {
-        return Err(BackupError::UnsupportedVersion { version: major });
-    }
-    let findings = check_rights(&mut client).await.map_err(query)?;
-    let needed: Vec<_> = findings.into_iter().filter(|finding| is_needed(finding.right)).collect();
-    if !needed.is_empty() {
-        return Err(BackupError::Rights {
-            missing: needed.iter().map(|finding| finding.right.to_string()).collect(),
-            hints: needed.into_iter().map(|finding| finding.hint).collect(),
-        });
-    }
-    let info = ServerInfo::read(&mut client).await.map_err(query)?;
-    if info.block_size != 8192 {
-        return Err(BackupError::UnsupportedBlockSize { block_size: info.block_size });
-    }
-    if info.wal_level == "minimal" {
-        return Err(BackupError::WalLevel { wal_level: info.wal_level });
-    }
-    Ok((client, info))
-}
-
-/// Without replication a receiver or the archiver has to bring the log; that shows when it is looked for.
-const fn is_needed(right: Right) -> bool {
-    matches!(right, Right::BackupStart | Right::BackupStop | Right::ReadSettings)
-}
-
-/// The server's files on this machine, proved to be this server's.
-fn find_data_directory(options: &BackupOptions, info: &ServerInfo) -> Result<PathBuf, BackupError> {
-    let told = info.files.data_directory.as_ref().map(PathBuf::from);
-    let path = options.data_directory.clone().or(told).ok_or(BackupError::DataDirectoryUnknown)?;
-    let control = path.join("global/pg_control");
-    let bytes = std::fs::read(&control).map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
-    // It may be torn at this moment; the identifier stands at its very beginning and never changes.
-    if let Ok(parsed) = ControlFile::parse(&bytes)
-        && parsed.system_id != info.system_id
-    {
-        return Err(BackupError::OtherCluster { path, expected: info.system_id, found: parsed.system_id });
-    }
-    Ok(path)
-}
-
-/// `pg_control` is rewritten in place at any time; the file is good when its checksum is.
-async fn read_control_file(data_directory: &Path) -> Result<Vec<u8>, BackupError> {
-    let path = data_directory.join("global/pg_control");
-    let mut problem = String::new();
-    for _ in 0..50 {
-        let bytes = std::fs::read(&path).map_err(|source| BackupError::Read { path: path.clone(), source })?;
-        match ControlFile::parse(&bytes) {
-            Ok(_) => return Ok(bytes),
-            Err(error) => problem = error.to_string(),
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Err(BackupError::ControlFile { path, problem })
-}
-
-impl Job<'_> {
-    async fn copy(
-        &self,
-        base: Option<Arc<Base>>,
-        listed: &mut Scan,
-        session: &mut BackupSession,
-    ) -> Result<Vec<Output>, BackupError> {
-        let Self { epoch, options, info, progress, cancel, .. } = self;
-        let mut files = std::mem::take(&mut listed.files);
-        // The most work first, so that no worker is left with it at the end; otherwise in order of name, so that
-        // segments of a relation are packed near each other.
-        files.sort_by(|a, b| (b.bytes_to_read(), &a.name).cmp(&(a.bytes_to_read(), &b.name)));
-        // Workers stop when one of them fails, and when the session does.
-        let stop = Cancel::new();
-        let shared = Arc::new(Shared {
-            queue: Mutex::new(files.into()),
-            epoch: epoch.clone(),
-            base,
-            level: options.level,
-            check_pages: info.data_checksums.then_some(RELSEG_BLOCKS),
-            rate_limit: options.rate_limit.map(|limit| RateLimit::new(limit.get())),
-            progress: (*progress).clone(),
-            cancel: stop.clone(),
-        });
-        let parallel = options.parallel.max(1);
-        let (sender, receiver) = mpsc::channel(1);
-        let uploader = tokio::spawn(upload(epoch.clone(), receiver, parallel));
-        let workers: Vec<_> = (0..parallel)
-            .map(|_| {
-                let (shared, sender) = (Arc::clone(&shared), sender.clone());
-                tokio::task::spawn_blocking(move || {
-                    let outcome = work(Arc::clone(&shared), sender);
-                    if outcome.is_err() {
-                        shared.cancel.cancel();
-                    }
-                    outcome
-                })
-            })
-            .collect();
-        drop(sender);
-        let watched = watch_session(session, cancel);
-        let finished = async {
-            let mut outputs = Vec::new();
-            let mut failures = Vec::new();
-            for worker in workers {
-                match worker.await.map_err(|_| BackupError::Worker).flatten() {
-                    Ok(output) => outputs.push(output),
-                    Err(error) => failures.push(error),
-                }
-            }
-            (outputs, failures)
-        };
-        tokio::pin!(finished);
-        let interrupted = tokio::select! {
-            error = watched => Some(error),
-            (outputs, failures) = &mut finished => {
-                return conclude(outputs, failures, uploader).await;
-            }
-        };
-        stop.cancel();
-        let (outputs, failures) = finished.await;
-        drop(conclude(outputs, failures, uploader).await);
-        Err(interrupted.unwrap_or(BackupError::Worker))
-    }
-}
-
-/// Pages of a relation's segment file, 1 GiB: PostgreSQL's default, which every distribution keeps.
-const RELSEG_BLOCKS: u32 = 131_072;
-
-/// The uploader's error is the cause where a worker only found the channel closed.
-async fn conclude(
-    outputs: Vec<Output>,
-    failures: Vec<BackupError>,
-    uploader: JoinHandle<Result<(), BackupError>>,
-) -> Result<Vec<Output>, BackupError> {
-    uploader.await.map_err(|_| BackupError::Worker)??;
-    let is_cause = |error: &BackupError| !matches!(error, BackupError::Cancelled(_) | BackupError::Worker);
-    let (mut causes, others): (Vec<_>, Vec<_>) = failures.into_iter().partition(is_cause);
-    match causes.pop().or_else(|| others.into_iter().next()) {
-        Some(error) => Err(error),
-        None => Ok(outputs),
-    }
-}
-
-/// Ends with an error when the backup's session is gone, or somebody cancels.
-async fn watch_session(session: &mut BackupSession, cancel: &Cancel) -> BackupError {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
-            () = cancel.cancelled() => return holdfast_runtime::Cancelled.into(),
-        }
-        if let Err(error) = session.check_alive(Duration::from_mins(1)).await {
-            return BackupError::Api(error);
-        }
-    }
-}
-
-/// Stores packs as they come, a few at a time.
-async fn upload(epoch: Epoch, mut packs: mpsc::Receiver<FullPack>, parallel: usize) -> Result<(), BackupError> {
-    let mut running = tokio::task::JoinSet::new();
-    while let Some(pack) = packs.recv().await {
-        while running.len() >= parallel {
-            join(&mut running).await?;
-        }
-        let epoch = epoch.clone();
-        running.spawn(async move { epoch.put_pack(pack.bytes, pack.id).await });
-    }
-    while !running.is_empty() {
-        join(&mut running).await?;
-    }
-    Ok(())
-}
-
-async fn join(
-    running: &mut tokio::task::JoinSet<Result<(), holdfast_repository::RepositoryError>>,
-) -> Result<(), BackupError> {
-    match running.join_next().await {
-        Some(Ok(outcome)) => Ok(outcome?),
-        Some(Err(_)) => Err(BackupError::Worker),
-        None => Ok(()),
-    }
-}
-
 async fn store_maps(epoch: &Epoch, maps: &[Map]) -> Result<(Vec<MapRef>, u64), BackupError> {
     let mut references = Vec::new();
     let mut bytes = 0;
@@ -519,79 +329,6 @@ async fn store_maps(epoch: &Epoch, maps: &[Map]) -> Result<(Vec<MapRef>, u64), B
         references.push(MapRef { id, bytes: len, entries });
     }
     Ok((references, bytes))
-}
-
-/// Settings outside the data directory, as Debian has them: without them a restored cluster does not start.
-fn config_files(info: &ServerInfo, data_directory: &Path) -> Vec<PathBuf> {
-    let files = &info.files;
-    let named = [&files.config_file, &files.hba_file, &files.ident_file].into_iter().flatten();
-    let mut paths: Vec<PathBuf> = named.chain(files.loaded.iter().flatten()).map(PathBuf::from).collect();
-    paths.retain(|path| path.is_absolute() && !path.starts_with(data_directory));
-    paths.sort();
-    paths.dedup();
-    paths
-}
-
-fn add_config_files(listed: &mut Scan, config: &[PathBuf]) {
-    use std::os::unix::ffi::OsStrExt as _;
-    for path in config {
-        // `include` can give paths with `..` in them, which no map may contain.
-        let Ok(path) = std::fs::canonicalize(path) else {
-            listed.notes.push(format!("{} was left out: it is not there", path.display()));
-            continue;
-        };
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => {
-                let name = [b"config".as_slice(), path.as_os_str().as_bytes()].concat();
-                listed.files.push(FileTask {
-                    path: path.clone(),
-                    name,
-                    size: metadata.len(),
-                    mode: metadata.mode() & 0o7777,
-                    modified: metadata.mtime(),
-                    relation: None,
-                    reading: Reading::Whole,
-                });
-            }
-            Ok(_) => listed.notes.push(format!("{} is not a file and was left out", path.display())),
-            Err(error) => listed.notes.push(format!("{} was left out: {error}", path.display())),
-        }
-    }
-}
-
-/// Those whose links were copied, also if they were made since the server was asked.
-fn tablespaces(info: &ServerInfo, listed: &Scan) -> Vec<StoredTablespace> {
-    let stored = |other: &Other| {
-        let oid = std::str::from_utf8(other.name.rsplit(|byte| *byte == b'/').next()?).ok()?.parse().ok()?;
-        let name = info.tablespaces.iter().find(|space| space.oid == oid).map(|space| space.name.clone());
-        let location = String::from_utf8_lossy(other.target.as_ref()?).into_owned();
-        Some(StoredTablespace { oid, name: name.unwrap_or_default(), location })
-    };
-    listed.others.iter().filter_map(stored).collect()
-}
-
-fn parameters(info: &ServerInfo) -> Vec<(String, String)> {
-    let floors = &info.floors;
-    [
-        ("max_connections", floors.max_connections),
-        ("max_worker_processes", floors.max_worker_processes),
-        ("max_wal_senders", floors.max_wal_senders),
-        ("max_prepared_transactions", floors.max_prepared_transactions),
-        ("max_locks_per_transaction", floors.max_locks_per_transaction),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_string()))
-    .into()
-}
-
-fn owner(data_directory: &Path) -> Result<Owner, BackupError> {
-    let metadata = std::fs::metadata(data_directory)
-        .map_err(|source| BackupError::DataDirectory { path: data_directory.to_owned(), source })?;
-    let user = nix::unistd::User::from_uid(metadata.uid().into()).ok().flatten();
-    let group = nix::unistd::Group::from_gid(metadata.gid().into()).ok().flatten();
-    Ok(Owner {
-        user: user.map_or_else(|| metadata.uid().to_string(), |user| user.name),
-        group: group.map_or_else(|| metadata.gid().to_string(), |group| group.name),
-    })
 }
 
 fn stamp(now: Micros) -> String {
@@ -620,22 +357,4 @@ async fn damaged_pages(outputs: &[Output], start: Lsn, stop: Lsn, options: &Back
     }
     damage.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
     damage
-}
-
-/// What the catalogue calls a damaged relation. A help for people: nothing depends on it.
-async fn relation_name(options: &BackupOptions, file: holdfast_pgformat::RelationFile) -> Option<String> {
-    let mut client = Client::connect(&options.connection, Purpose::Sql).await.ok()?;
-    let sql = format!("SELECT datname FROM pg_catalog.pg_database WHERE oid = {}", file.database);
-    let database = client.query(&sql).await.ok()?.first()?.get("datname")?.to_owned();
-    client.close().await;
-    let connection = options.connection.clone().with_dbname(&database);
-    let mut client = Client::connect(&connection, Purpose::Sql).await.ok()?;
-    let sql = format!(
-        "SELECT pg_catalog.pg_filenode_relation({}, {})::pg_catalog.regclass::pg_catalog.text AS name",
-        if file.tablespace == holdfast_pgformat::DEFAULT_TABLESPACE { 0 } else { file.tablespace },
-        file.relfilenode
-    );
-    let name = client.query(&sql).await.ok()?.first()?.get("name")?.to_owned();
-    client.close().await;
-    Some(format!("{database}: {name}"))
 }

@@ -1,0 +1,172 @@
+//! What a snapshot holds of the server besides its files: who it is, where it lives, whose it is, how it is set.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use holdfast_format::manifest::{Owner, Tablespace as StoredTablespace};
+use holdfast_pgformat::ControlFile;
+use holdfast_postgres::client::{Client, Purpose};
+use holdfast_postgres::server::{Right, ServerInfo, check_rights};
+
+use crate::BackupError;
+use crate::scan::{FileTask, Other, Scan};
+use crate::select::Reading;
+use crate::snapshot::BackupOptions;
+
+const OLDEST: u32 = 13;
+const NEWEST: u32 = 18;
+
+pub(crate) async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), BackupError> {
+    let source_name = || options.source.clone();
+    let query = |source| BackupError::Query { source_name: source_name(), source };
+    let mut client = Client::connect(&options.connection, Purpose::Sql)
+        .await
+        .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
+    let major = client.major();
+    if !(OLDEST..=NEWEST).contains(&major) {
+        return Err(BackupError::UnsupportedVersion { version: major });
+    }
+    let findings = check_rights(&mut client).await.map_err(query)?;
+    let needed: Vec<_> = findings.into_iter().filter(|finding| is_needed(finding.right)).collect();
+    if !needed.is_empty() {
+        return Err(BackupError::Rights {
+            missing: needed.iter().map(|finding| finding.right.to_string()).collect(),
+            hints: needed.into_iter().map(|finding| finding.hint).collect(),
+        });
+    }
+    let info = ServerInfo::read(&mut client).await.map_err(query)?;
+    if info.block_size != 8192 {
+        return Err(BackupError::UnsupportedBlockSize { block_size: info.block_size });
+    }
+    if info.wal_level == "minimal" {
+        return Err(BackupError::WalLevel { wal_level: info.wal_level });
+    }
+    Ok((client, info))
+}
+
+/// Without replication a receiver or the archiver has to bring the log; that shows when it is looked for.
+const fn is_needed(right: Right) -> bool {
+    matches!(right, Right::BackupStart | Right::BackupStop | Right::ReadSettings)
+}
+
+/// The server's files on this machine, proved to be this server's.
+pub(crate) fn find_data_directory(options: &BackupOptions, info: &ServerInfo) -> Result<PathBuf, BackupError> {
+    let told = info.files.data_directory.as_ref().map(PathBuf::from);
+    let path = options.data_directory.clone().or(told).ok_or(BackupError::DataDirectoryUnknown)?;
+    let control = path.join("global/pg_control");
+    let bytes = std::fs::read(&control).map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
+    // It may be torn at this moment; the identifier stands at its very beginning and never changes.
+    if let Ok(parsed) = ControlFile::parse(&bytes)
+        && parsed.system_id != info.system_id
+    {
+        return Err(BackupError::OtherCluster { path, expected: info.system_id, found: parsed.system_id });
+    }
+    Ok(path)
+}
+
+/// `pg_control` is rewritten in place at any time; the file is good when its checksum is.
+pub(crate) async fn read_control_file(data_directory: &Path) -> Result<Vec<u8>, BackupError> {
+    let path = data_directory.join("global/pg_control");
+    let mut problem = String::new();
+    for _ in 0..50 {
+        let bytes = std::fs::read(&path).map_err(|source| BackupError::Read { path: path.clone(), source })?;
+        match ControlFile::parse(&bytes) {
+            Ok(_) => return Ok(bytes),
+            Err(error) => problem = error.to_string(),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Err(BackupError::ControlFile { path, problem })
+}
+
+/// Settings outside the data directory, as Debian has them: without them a restored cluster does not start.
+pub(crate) fn config_files(info: &ServerInfo, data_directory: &Path) -> Vec<PathBuf> {
+    let files = &info.files;
+    let named = [&files.config_file, &files.hba_file, &files.ident_file].into_iter().flatten();
+    let mut paths: Vec<PathBuf> = named.chain(files.loaded.iter().flatten()).map(PathBuf::from).collect();
+    paths.retain(|path| path.is_absolute() && !path.starts_with(data_directory));
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+pub(crate) fn add_config_files(listed: &mut Scan, config: &[PathBuf]) {
+    use std::os::unix::ffi::OsStrExt as _;
+    for path in config {
+        // `include` can give paths with `..` in them, which no map may contain.
+        let Ok(path) = std::fs::canonicalize(path) else {
+            listed.notes.push(format!("{} was left out: it is not there", path.display()));
+            continue;
+        };
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => {
+                let name = [b"config".as_slice(), path.as_os_str().as_bytes()].concat();
+                listed.files.push(FileTask {
+                    path: path.clone(),
+                    name,
+                    size: metadata.len(),
+                    mode: metadata.mode() & 0o7777,
+                    modified: metadata.mtime(),
+                    relation: None,
+                    reading: Reading::Whole,
+                });
+            }
+            Ok(_) => listed.notes.push(format!("{} is not a file and was left out", path.display())),
+            Err(error) => listed.notes.push(format!("{} was left out: {error}", path.display())),
+        }
+    }
+}
+
+/// Those whose links were copied, also if they were made since the server was asked.
+pub(crate) fn tablespaces(info: &ServerInfo, listed: &Scan) -> Vec<StoredTablespace> {
+    let stored = |other: &Other| {
+        let oid = std::str::from_utf8(other.name.rsplit(|byte| *byte == b'/').next()?).ok()?.parse().ok()?;
+        let name = info.tablespaces.iter().find(|space| space.oid == oid).map(|space| space.name.clone());
+        let location = String::from_utf8_lossy(other.target.as_ref()?).into_owned();
+        Some(StoredTablespace { oid, name: name.unwrap_or_default(), location })
+    };
+    listed.others.iter().filter_map(stored).collect()
+}
+
+pub(crate) fn parameters(info: &ServerInfo) -> Vec<(String, String)> {
+    let floors = &info.floors;
+    [
+        ("max_connections", floors.max_connections),
+        ("max_worker_processes", floors.max_worker_processes),
+        ("max_wal_senders", floors.max_wal_senders),
+        ("max_prepared_transactions", floors.max_prepared_transactions),
+        ("max_locks_per_transaction", floors.max_locks_per_transaction),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_string()))
+    .into()
+}
+
+pub(crate) fn owner(data_directory: &Path) -> Result<Owner, BackupError> {
+    let metadata = std::fs::metadata(data_directory)
+        .map_err(|source| BackupError::DataDirectory { path: data_directory.to_owned(), source })?;
+    let user = nix::unistd::User::from_uid(metadata.uid().into()).ok().flatten();
+    let group = nix::unistd::Group::from_gid(metadata.gid().into()).ok().flatten();
+    Ok(Owner {
+        user: user.map_or_else(|| metadata.uid().to_string(), |user| user.name),
+        group: group.map_or_else(|| metadata.gid().to_string(), |group| group.name),
+    })
+}
+
+/// What the catalogue calls a damaged relation. A help for people: nothing depends on it.
+pub(crate) async fn relation_name(options: &BackupOptions, file: holdfast_pgformat::RelationFile) -> Option<String> {
+    let mut client = Client::connect(&options.connection, Purpose::Sql).await.ok()?;
+    let sql = format!("SELECT datname FROM pg_catalog.pg_database WHERE oid = {}", file.database);
+    let database = client.query(&sql).await.ok()?.first()?.get("datname")?.to_owned();
+    client.close().await;
+    let connection = options.connection.clone().with_dbname(&database);
+    let mut client = Client::connect(&connection, Purpose::Sql).await.ok()?;
+    let sql = format!(
+        "SELECT pg_catalog.pg_filenode_relation({}, {})::pg_catalog.regclass::pg_catalog.text AS name",
+        if file.tablespace == holdfast_pgformat::DEFAULT_TABLESPACE { 0 } else { file.tablespace },
+        file.relfilenode
+    );
+    let name = client.query(&sql).await.ok()?.first()?.get("name")?.to_owned();
+    client.close().await;
+    Some(format!("{database}: {name}"))
+}
