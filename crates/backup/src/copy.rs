@@ -1,16 +1,18 @@
 //! Copying the files: threads that read and seal, tasks that store, and an eye on the session and on who cancels.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast_postgres::backup_api::BackupSession;
 use holdfast_repository::Epoch;
-use holdfast_runtime::{Cancel, RateLimit};
-use tokio::sync::mpsc;
+use holdfast_runtime::{Cancel, Pace, RateLimit, lower_thread};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::BackupError;
 use crate::base::Base;
+use crate::impact::{Impact, Probe};
 use crate::scan::Scan;
 use crate::snapshot::Job;
 use crate::worker::{FullPack, Output, Shared, work};
@@ -24,6 +26,7 @@ impl Job<'_> {
         base: Option<Arc<Base>>,
         listed: &mut Scan,
         session: &mut BackupSession,
+        probe: Option<&mut Probe>,
     ) -> Result<Vec<Output>, BackupError> {
         let Self { epoch, options, info, progress, cancel, .. } = self;
         let mut files = std::mem::take(&mut listed.files);
@@ -32,38 +35,44 @@ impl Job<'_> {
         files.sort_by(|a, b| (b.bytes_to_read(), &a.name).cmp(&(a.bytes_to_read(), &b.name)));
         // Workers stop when one of them fails, and when the session does.
         let stop = Cancel::new();
+        let pace = Arc::new(Pace::full());
         let shared = Arc::new(Shared {
             queue: Mutex::new(files.into()),
             epoch: epoch.clone(),
             base,
             level: options.level,
             check_pages: info.data_checksums.then_some(RELSEG_BLOCKS),
-            rate_limit: options.rate_limit.map(|limit| RateLimit::new(limit.get())),
+            rate_limit: options.impact.rate_limit.map(|limit| RateLimit::new(limit.get())),
+            iops_limit: options.impact.iops_limit.map(RateLimit::new),
+            pace: Arc::clone(&pace),
             progress: (*progress).clone(),
             cancel: stop.clone(),
         });
         let parallel = options.parallel.max(1);
         let (sender, receiver) = mpsc::channel(1);
         let uploader = tokio::spawn(upload(epoch.clone(), receiver, parallel));
-        let workers: Vec<_> = (0..parallel)
-            .map(|_| {
-                let (shared, sender) = (Arc::clone(&shared), sender.clone());
-                tokio::task::spawn_blocking(move || {
-                    let outcome = work(Arc::clone(&shared), sender);
-                    if outcome.is_err() {
-                        shared.cancel.cancel();
-                    }
-                    outcome
-                })
-            })
-            .collect();
+        let mut workers = Vec::new();
+        for _ in 0..parallel {
+            match start_worker(&shared, sender.clone(), &options.impact) {
+                Ok(worker) => workers.push(worker),
+                Err(error) => {
+                    stop.cancel();
+                    return Err(error);
+                }
+            }
+        }
         drop(sender);
-        let watched = watch_session(session, cancel);
+        let watched = async {
+            tokio::select! {
+                error = watch_session(session, cancel) => error,
+                never = watch_latency(probe, &pace) => match never {},
+            }
+        };
         let finished = async {
             let mut outputs = Vec::new();
             let mut failures = Vec::new();
             for worker in workers {
-                match worker.await.map_err(|_| BackupError::Worker).flatten() {
+                match worker.await.unwrap_or(Err(BackupError::Worker)) {
                     Ok(output) => outputs.push(output),
                     Err(error) => failures.push(error),
                 }
@@ -81,6 +90,39 @@ impl Job<'_> {
         let (outputs, failures) = finished.await;
         drop(conclude(outputs, failures, uploader).await);
         Err(interrupted.unwrap_or(BackupError::Worker))
+    }
+}
+
+/// A thread of its own, because a priority that was lowered cannot be raised again.
+fn start_worker(
+    shared: &Arc<Shared>,
+    packs: mpsc::Sender<FullPack>,
+    impact: &Impact,
+) -> Result<oneshot::Receiver<Result<Output, BackupError>>, BackupError> {
+    let (sender, receiver) = oneshot::channel();
+    let shared = Arc::clone(shared);
+    let (nice, io_class) = (impact.nice, impact.io_class);
+    let run = move || {
+        if let Err(error) = lower_thread(nice, io_class) {
+            tracing::warn!(%error, "the priority of a worker could not be lowered");
+        }
+        let cancel = shared.cancel.clone();
+        let outcome = work(shared, packs);
+        if outcome.is_err() {
+            cancel.cancel();
+        }
+        // Nobody to hear it: the backup has failed otherwise.
+        drop(sender.send(outcome));
+    };
+    // As the names of threads go, at most 15 bytes.
+    std::thread::Builder::new().name("backup".to_owned()).spawn(run).map_err(|_| BackupError::Worker)?;
+    Ok(receiver)
+}
+
+async fn watch_latency(probe: Option<&mut Probe>, pace: &Arc<Pace>) -> Infallible {
+    match probe {
+        Some(probe) => probe.watch(pace).await,
+        None => std::future::pending().await,
     }
 }
 

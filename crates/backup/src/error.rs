@@ -89,6 +89,19 @@ pub enum BackupError {
     #[error(transparent)]
     Level(#[from] holdfast_format::codec::LevelError),
 
+    #[error("the probe of the database's latency does not work: `{query}`")]
+    Probe {
+        query: String,
+        #[source]
+        source: QueryError,
+    },
+
+    #[error("backups of `{source_name}` may not run now; their window opens on {opens}")]
+    OutsideWindow { source_name: String, opens: String },
+
+    #[error("the window for backups of `{source_name}` closed before the backup was done")]
+    WindowClosed { source_name: String },
+
     #[error("a worker ended unexpectedly")]
     Worker,
 

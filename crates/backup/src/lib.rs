@@ -1,7 +1,7 @@
 //! Protecting a PostgreSQL cluster: backups and the continuous log.
 //!
-//! [`backup()`] copies a running cluster through the backup API, whole or what changed since an earlier snapshot; [`receive()`] streams its log from a replication slot;
-//! [`push()`] archives single segments for `archive_command`.
+//! [`backup()`] copies a running cluster through the backup API, whole or what changed since an earlier snapshot;
+//! [`receive()`] streams its log from a replication slot; [`push()`] archives single segments for `archive_command`.
 
 mod assemble;
 mod audit;
@@ -11,6 +11,7 @@ mod copy;
 mod error;
 mod feed;
 mod fragmentation;
+mod impact;
 mod pages;
 mod push;
 mod receive;
@@ -20,9 +21,12 @@ mod select;
 mod server;
 mod snapshot;
 mod spool;
+mod window;
 mod worker;
 
 pub use error::BackupError;
+pub use impact::{Impact, LatencyLimit};
 pub use push::{PushError, PushOutcome, push};
 pub use receive::{ReceiveError, ReceiveOptions, ReceiveStatus, receive};
 pub use snapshot::{BackupOptions, BackupReport, backup};
+pub use window::{Window, WindowError, Windows};

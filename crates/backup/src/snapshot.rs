@@ -27,12 +27,14 @@ use crate::changes::{self, Between};
 use crate::copy::RELSEG_BLOCKS;
 use crate::feed::LogFeed;
 use crate::fragmentation;
+use crate::impact::{Impact, Probe};
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
     add_config_files, config_files, connect, find_data_directory, owner, parameters, read_control_file, relation_name,
     tablespaces,
 };
+use crate::window::Windows;
 use crate::worker::Output;
 
 /// What to back up and how.
@@ -47,8 +49,10 @@ pub struct BackupOptions {
     pub checkpoint: StartCheckpoint,
     /// Worker threads.
     pub parallel: usize,
-    /// Bytes read a second, over all workers.
-    pub rate_limit: Option<ByteSize>,
+    /// What it may cost the database.
+    pub impact: Impact,
+    /// When it may run; at any time if absent.
+    pub windows: Option<Windows>,
     /// zstd level.
     pub level: i32,
     /// The slot of a receiver that may be running.
@@ -79,16 +83,53 @@ pub async fn backup(
     if options.kind != SnapshotKind::Full && keyring.is_none() {
         return Err(BackupError::NoIdentity);
     }
+    let closes = match &options.windows {
+        Some(windows) => Some(closing_time(windows, &options.source)?),
+        None => None,
+    };
     progress.begin(Phase("connecting"), 0);
     let (client, info) = connect(options).await?;
     let data_directory = find_data_directory(options, &info)?;
     let epoch = repository.begin_epoch().await?;
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
     let log = LogFeed::begin(repository, options).await?;
-    let job = Job { epoch, keyring, options, info, data_directory, lineage, progress, cancel };
-    let outcome = job.run(client, &log).await;
+    let stop = Cancel::new();
+    let job = Job { epoch, keyring, options, info, data_directory, lineage, progress, cancel: &stop };
+    let run = async {
+        let running = job.run(client, &log);
+        tokio::pin!(running);
+        let is_closed = tokio::select! {
+            outcome = &mut running => return (outcome, false),
+            () = cancel.cancelled() => false,
+            () = until(closes) => true,
+        };
+        stop.cancel();
+        (running.await, is_closed)
+    };
+    let (outcome, is_closed) = run.await;
     log.end().await;
-    outcome
+    match outcome {
+        Err(BackupError::Cancelled(_)) if is_closed => {
+            Err(BackupError::WindowClosed { source_name: options.source.clone() })
+        }
+        outcome => outcome,
+    }
+}
+
+/// When the window closes that is open now.
+fn closing_time(windows: &Windows, source: &str) -> Result<jiff::Timestamp, BackupError> {
+    let now = jiff::Timestamp::now();
+    windows.closes(now).ok_or_else(|| BackupError::OutsideWindow {
+        source_name: source.to_owned(),
+        opens: windows.opens(now).map_or_else(|| "never".to_owned(), |opens| windows.clock(opens)),
+    })
+}
+
+async fn until(moment: Option<jiff::Timestamp>) {
+    // The clock may be set meanwhile: it is looked at again and again.
+    while moment.is_none_or(|moment| jiff::Timestamp::now() < moment) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// All that stays the same while a backup is made.
@@ -115,6 +156,10 @@ impl Job<'_> {
         let id = SnapshotId::new(&stamp(info.now), random()).map_err(|_| BackupError::Worker)?;
         let mut notes = Vec::new();
         let base = self.find_base(&mut notes).await?;
+        let mut probe = match &options.impact.latency {
+            Some(limit) => Some(Probe::begin(&options.connection, limit, info.in_recovery, &options.source).await?),
+            None => None,
+        };
         progress.begin(Phase("waiting for the checkpoint"), 0);
         let label = format!("holdfast {id}");
         let start = tokio::select! {
@@ -152,7 +197,8 @@ impl Job<'_> {
         let read_bytes = listed.bytes_to_read();
         progress.begin(Phase("copying"), read_bytes);
         let base = ground.as_ref().map(|ground| Arc::clone(&ground.base));
-        let mut outputs = self.copy(base.clone(), &mut listed, &mut session).await?;
+        let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_mut()).await?;
+        notes.extend(probe.and_then(|probe| probe.seen.note(probe.limit())));
 
         progress.begin(Phase("ending the backup"), 0);
         let pg_control = read_control_file(&self.data_directory).await?;

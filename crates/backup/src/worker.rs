@@ -17,7 +17,7 @@ use holdfast_format::map::{PackRef, Run, RunSource};
 use holdfast_format::object::{FrameLocation, ObjectWriter};
 use holdfast_pgformat::page::PAGE_SIZE;
 use holdfast_repository::Epoch;
-use holdfast_runtime::{ALIGNMENT, AlignedBuffer, Cancel, Progress, RateLimit, open_direct, read_full_at};
+use holdfast_runtime::{ALIGNMENT, AlignedBuffer, Cancel, Pace, Progress, RateLimit, open_direct, read_full_at};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::mpsc;
 
@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     /// Pages of a segment file, if the pages are to be checked.
     pub check_pages: Option<u32>,
     pub rate_limit: Option<RateLimit>,
+    pub iops_limit: Option<RateLimit>,
+    pub pace: Arc<Pace>,
     pub progress: Progress,
     pub cancel: Cancel,
 }
@@ -129,6 +131,8 @@ struct Worker {
     others: Bundle,
     /// Changed pages of one file on their way into a frame.
     gathered: Vec<u8>,
+    /// Since when it has worked without a rest.
+    working_since: Instant,
 }
 
 /// Small files on their way into a common frame.
@@ -150,6 +154,7 @@ pub(crate) fn work(shared: Arc<Shared>, packs: mpsc::Sender<FullPack>) -> Result
         pages: Bundle::default(),
         others: Bundle::default(),
         gathered: Vec::new(),
+        working_since: Instant::now(),
     };
     let mut buffer = AlignedBuffer::new(READ_BYTES);
     loop {
@@ -262,7 +267,7 @@ impl Worker {
     }
 
     fn read(
-        &self,
+        &mut self,
         file: &File,
         read: &ReadFile,
         at: u64,
@@ -270,13 +275,18 @@ impl Worker {
         buffer: &mut [u8],
     ) -> Result<usize, BackupError> {
         self.shared.cancel.check()?;
+        self.shared.pace.rest(self.working_since.elapsed(), &self.shared.cancel)?;
+        if let Some(limit) = &self.shared.iops_limit {
+            limit.wait(1);
+        }
+        if let Some(limit) = &self.shared.rate_limit {
+            limit.wait(want as u64);
+        }
+        self.working_since = Instant::now();
         // Direct I/O reads whole blocks only: asked for in full, and what is beyond the size is not taken.
         let ask = want.next_multiple_of(ALIGNMENT).min(buffer.len());
         let room = buffer.get_mut(..ask).unwrap_or_default();
         let got = read_full_at(file, room, at).map_err(failed(&read.task.path))?.min(want);
-        if let Some(limit) = &self.shared.rate_limit {
-            limit.wait(got as u64);
-        }
         Ok(got)
     }
 

@@ -13,10 +13,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_backup::{Impact, Windows};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
-use holdfast_types::ByteSize;
 
 pub(crate) use error::ConfigError;
 use error::Problem;
@@ -56,7 +56,8 @@ pub(crate) struct Source {
 #[derive(Clone, Debug)]
 pub(crate) struct BackupSettings {
     pub(crate) parallel: usize,
-    pub(crate) rate_limit: Option<ByteSize>,
+    pub(crate) impact: Impact,
+    pub(crate) windows: Option<Windows>,
     pub(crate) level: i32,
     pub(crate) checkpoint: StartCheckpoint,
 }
@@ -69,7 +70,13 @@ pub(crate) struct WalSettings {
 
 impl Default for BackupSettings {
     fn default() -> Self {
-        Self { parallel: default_parallel(), rate_limit: None, level: 2, checkpoint: StartCheckpoint::Fast }
+        Self {
+            parallel: default_parallel(),
+            impact: Impact { nice: 10, ..Impact::default() },
+            windows: None,
+            level: 2,
+            checkpoint: StartCheckpoint::Fast,
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) const TABLE: [(u8, &str); 13] = [
     (
         Exit::InTheWay as u8,
         "refused because something is in the way: a running server, a directory that is not empty, a repository or \
-         file that exists",
+         file that exists, a window that is closed",
     ),
     (Exit::WrongKey as u8, "wrong or missing key"),
     (Exit::NoSpace as u8, "no space is left"),

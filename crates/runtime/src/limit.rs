@@ -1,11 +1,11 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Bounds how many bytes a second pass, over all threads that share it.
+/// Bounds how many bytes (or reads, or whatever is counted) a second pass, over all threads that share it.
 #[derive(Debug)]
 pub struct RateLimit {
-    bytes_per_second: u64,
-    /// When the bytes let through so far will have been paid for.
+    per_second: u64,
+    /// When what was let through so far will have been paid for.
     paid_until: Mutex<Instant>,
 }
 
@@ -13,18 +13,18 @@ pub struct RateLimit {
 const BURST: Duration = Duration::from_millis(100);
 
 impl RateLimit {
-    pub fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: bytes_per_second.max(1), paid_until: Mutex::new(Instant::now()) }
+    pub fn new(per_second: u64) -> Self {
+        Self { per_second: per_second.max(1), paid_until: Mutex::new(Instant::now()) }
     }
 
-    /// Blocks the thread until `bytes` may pass.
-    pub fn wait(&self, bytes: u64) {
-        std::thread::sleep(self.debit(bytes, Instant::now()));
+    /// Blocks the thread until `amount` may pass.
+    pub fn wait(&self, amount: u64) {
+        std::thread::sleep(self.debit(amount, Instant::now()));
     }
 
-    /// Books `bytes` and says how long the caller has to wait for them.
-    fn debit(&self, bytes: u64, now: Instant) -> Duration {
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
+    /// Books `amount` and says how long the caller has to wait for them.
+    fn debit(&self, amount: u64, now: Instant) -> Duration {
+        let cost = Duration::from_secs_f64(amount as f64 / self.per_second as f64);
         let mut paid_until = self.paid_until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let start = (*paid_until).max(now.checked_sub(BURST).unwrap_or(now));
         *paid_until = start + cost;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use holdfast_backup::{BackupOptions, BackupReport, backup};
+use holdfast_backup::{BackupOptions, BackupReport, LatencyLimit, backup};
 use holdfast_format::manifest::SnapshotKind;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::Keyring;
@@ -21,6 +21,7 @@ Examples:
   holdfast backup chat
   holdfast backup chat --type incremental
   holdfast backup chat --spread --rate-limit 50MiB
+  holdfast backup chat --latency-limit 20ms --any-time
   holdfast backup chat --parallel 8 --level 6";
 
 /// How long the log that a backup needs may take to arrive in the repository.
@@ -57,6 +58,18 @@ pub(crate) struct Options {
     /// How many bytes a second are read at most, as in 200MiB.
     #[arg(long, value_name = "SIZE", value_parser = super::positive_size)]
     rate_limit: Option<ByteSize>,
+
+    /// How many reads a second are asked for at most, of up to 1 MiB each.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    iops_limit: Option<u64>,
+
+    /// Slow down when the database takes longer than this to answer, as in 20ms.
+    #[arg(long, value_name = "TIME", value_parser = super::positive_time)]
+    latency_limit: Option<Duration>,
+
+    /// Run also outside the windows that the configuration gives.
+    #[arg(long)]
+    any_time: bool,
 
     /// zstd's level, from 1 to 19.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=19))]
@@ -99,6 +112,13 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         (_, true) => StartCheckpoint::Spread,
         _ => settings.checkpoint,
     };
+    let mut impact = settings.impact.clone();
+    impact.rate_limit = options.rate_limit.or(impact.rate_limit);
+    impact.iops_limit = options.iops_limit.or(impact.iops_limit);
+    if let Some(limit) = options.latency_limit {
+        let query = impact.latency.take().and_then(|latency| latency.query);
+        impact.latency = Some(LatencyLimit { limit, query });
+    }
     let job = BackupOptions {
         source: source.name.clone(),
         kind: options.kind.into(),
@@ -106,7 +126,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         data_directory: source.data_directory.clone(),
         checkpoint,
         parallel: options.parallel.unwrap_or(settings.parallel),
-        rate_limit: options.rate_limit.or(settings.rate_limit),
+        impact,
+        windows: settings.windows.clone().filter(|_| !options.any_time),
         level: options.level.unwrap_or(settings.level),
         slot: Some(source.slot.clone()),
         log_wait: LOG_WAIT,

@@ -45,6 +45,13 @@ pub(super) struct SourceToml {
 pub(super) struct BackupToml {
     pub(super) parallel: Value<i64>,
     pub(super) rate_limit: Value<String>,
+    pub(super) iops_limit: Value<i64>,
+    pub(super) nice: Value<i64>,
+    pub(super) io_class: Value<String>,
+    pub(super) latency_limit: Value<String>,
+    pub(super) latency_query: Value<String>,
+    pub(super) windows: Option<Vec<Spanned<String>>>,
+    pub(super) time_zone: Value<String>,
     pub(super) compression_level: Value<i64>,
     pub(super) checkpoint: Value<String>,
 }

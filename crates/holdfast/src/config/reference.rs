@@ -32,7 +32,7 @@ const TABLES: [(&str, &str); 4] = [
     (WAL, "How `holdfast wal receive` works."),
 ];
 
-pub(crate) const SETTINGS: [Setting; 15] = [
+pub(crate) const SETTINGS: [Setting; 22] = [
     Setting {
         table: REPOSITORY,
         key: "path",
@@ -124,6 +124,66 @@ pub(crate) const SETTINGS: [Setting; 15] = [
         default: "none",
         text: "How many bytes a second are read from the data directory at most.",
         example: "\"200MiB\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "iops_limit",
+        kind: "number from 1 to 10000000",
+        default: "none",
+        text: "How many reads a second are asked of the data directory at most. One read brings at most 1 MiB.",
+        example: "2000",
+    },
+    Setting {
+        table: BACKUP,
+        key: "nice",
+        kind: "number from 0 to 19",
+        default: "10",
+        text: "How far the priority of the threads that read and compress is lowered (nice(2)). It weighs only within \
+               a control group: for a service of its own, systemd's `CPUWeight=` says more.",
+        example: "10",
+    },
+    Setting {
+        table: BACKUP,
+        key: "io_class",
+        kind: "\"normal\", \"low\" or \"idle\"",
+        default: "\"low\"",
+        text: "The I/O priority of the same threads (ioprio_set(2)): as everybody's, the lowest of the class \
+               best-effort, or only when the disk is idle. Only the I/O scheduler bfq heeds it.",
+        example: "\"low\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "latency_limit",
+        kind: "time with a unit, from 0.1ms to 60s",
+        default: "none",
+        text: "Ten times a second the database is asked, and when it takes longer than this to answer, the backup \
+               halves its speed, down to a sixty-fourth; while it answers in time the speed comes back within seconds.",
+        example: "\"20ms\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "latency_query",
+        kind: "SQL",
+        default: "on a primary a commit that changes nothing (`pg_logical_emit_message`), on a standby `SELECT 1`",
+        text: "What the database is asked. It should do what users wait for.",
+        example: "\"SELECT 1\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "windows",
+        kind: "list of times of the day, each with days of the week before it or for all days",
+        default: "backups may run at any time",
+        text: "When backups may run. Outside of them a backup is refused, unless `--any-time` is given. One that is not \
+               done when the window closes ends; the next full backup goes on with what is stored.",
+        example: "[\"Mon-Fri 22:00-06:00\", \"Sat,Sun 00:00-24:00\"]",
+    },
+    Setting {
+        table: BACKUP,
+        key: "time_zone",
+        kind: "name of the IANA time zone database",
+        default: "the time zone of the host",
+        text: "The clock of `windows`.",
+        example: "\"Europe/Berlin\"",
     },
     Setting {
         table: BACKUP,

@@ -22,7 +22,11 @@ fn the_reference_example_is_valid_and_sets_everything() {
     let source = config.source("chat").unwrap();
     assert_eq!((source.repository.as_str(), source.slot.as_str()), ("main", "holdfast_chat"));
     assert_eq!(source.connection.user(), Some("holdfast"));
-    assert_eq!((source.backup.parallel, source.backup.rate_limit), (2, Some(ByteSize::mib(200))));
+    let impact = &source.backup.impact;
+    assert_eq!((source.backup.parallel, impact.rate_limit), (2, Some(holdfast_types::ByteSize::mib(200))));
+    assert_eq!((impact.iops_limit, impact.nice), (Some(2000), 10));
+    assert_eq!(impact.latency.as_ref().map(|latency| latency.limit), Some(Duration::from_millis(20)));
+    assert!(source.backup.windows.is_some());
     assert_eq!(source.wal.interval, Duration::from_millis(250));
     let repository = config.repository_of("chat").unwrap();
     assert_eq!(repository.recipients.as_ref().map(Vec::len), Some(1));
@@ -66,6 +70,12 @@ fn refusals_name_the_place_and_help() {
         ("[source.chat.backup]\nrate_limit = \"200 parsecs\"", (4, 14), "is not a size", ""),
         ("[source.chat.backup]\nrate_limit = \"0B\"", (4, 14), "nothing at all", ""),
         ("[source.chat.backup]\ncheckpoint = \"slow\"", (4, 14), "no kind of checkpoint", "\"spread\""),
+        ("[source.chat.backup]\nnice = 20", (4, 8), "20 is not a number from 0 to 19", ""),
+        ("[source.chat.backup]\nio_class = \"gentle\"", (4, 12), "no I/O class", "\"idle\""),
+        ("[source.chat.backup]\nlatency_limit = \"0s\"", (4, 17), "from 0.1ms to 60s", ""),
+        ("[source.chat.backup]\nlatency_query = \"SELECT 1\"", (4, 17), "needs a limit", "latency_limit"),
+        ("[source.chat.backup]\nwindows = [\"22-6\"]", (4, 12), "is no window", "\"22:00-06:00\""),
+        ("[source.chat.backup]\ntime_zone = \"Mars\"", (4, 13), "no time zone", "IANA"),
         ("[source.chat]\nrepository = \"mian\"", (4, 14), "no [repository.mian]", "Did you mean `main`?"),
         ("[source.chat]\nspool = \"spool\"", (4, 9), "not an absolute path", ""),
         ("[source.chat]\nslot = \"Chat\"", (4, 8), "name of a replication slot", "a-z"),

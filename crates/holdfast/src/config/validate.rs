@@ -7,10 +7,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use holdfast_backup::{Impact, LatencyLimit, Window, Windows};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
+use holdfast_runtime::IoClass;
 use holdfast_types::ByteSize;
+use jiff::tz::TimeZone;
 use toml::Spanned;
 
 use super::error::Problem;
@@ -91,26 +94,76 @@ fn only_repository(source: &Spanned<String>, repositories: &Repositories) -> Res
 }
 
 fn check_backup(table: &BackupToml) -> Result<BackupSettings, Problem> {
-    let BackupToml { parallel, rate_limit, compression_level, checkpoint } = table;
     let default = BackupSettings::default();
-    let rate_limit = rate_limit.as_ref().map(parse::<ByteSize>).transpose()?;
+    let checkpoint = table.checkpoint.as_ref().map(|value| {
+        let choices = [("fast", StartCheckpoint::Fast), ("spread", StartCheckpoint::Spread)];
+        choose(value, "kind of checkpoint", &choices)
+    });
+    Ok(BackupSettings {
+        parallel: number(table.parallel.as_ref(), 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
+        impact: check_impact(table, &default.impact)?,
+        windows: check_windows(table)?,
+        level: number(table.compression_level.as_ref(), 1..=19)?.map_or(default.level, |level| level as i32),
+        checkpoint: checkpoint.transpose()?.unwrap_or(default.checkpoint),
+    })
+}
+
+fn check_impact(table: &BackupToml, default: &Impact) -> Result<Impact, Problem> {
+    let rate_limit = table.rate_limit.as_ref().map(parse::<ByteSize>).transpose()?;
     if let (Some(0), Some(written)) = (rate_limit.map(ByteSize::get), &table.rate_limit) {
         return Err(Problem::new(written.span(), "nothing at all may be read").with_hint("Leave `rate_limit` out."));
     }
-    let checkpoint = match checkpoint.as_ref().map(|value| (value.get_ref().as_str(), value)) {
-        None => default.checkpoint,
-        Some(("fast", _)) => StartCheckpoint::Fast,
-        Some(("spread", _)) => StartCheckpoint::Spread,
-        Some((other, value)) => {
-            return Err(Problem::new(value.span(), format!("`{other}` is no kind of checkpoint"))
-                .with_hint("Write \"fast\" or \"spread\"."));
+    let io_class = table.io_class.as_ref().map(|value| {
+        let choices = [("normal", IoClass::Normal), ("low", IoClass::Low), ("idle", IoClass::Idle)];
+        choose(value, "I/O class", &choices)
+    });
+    let latency = match (&table.latency_limit, &table.latency_query) {
+        (None, None) => None,
+        (None, Some(query)) => {
+            return Err(Problem::new(query.span(), "a query for the latency needs a limit")
+                .with_hint("Add `latency_limit`, as in \"20ms\"."));
+        }
+        (Some(limit), query) => {
+            let (span, limit) = (limit.span(), duration(limit)?);
+            if !(Duration::from_micros(100)..=Duration::from_mins(1)).contains(&limit) {
+                return Err(Problem::new(span, "the limit must be from 0.1ms to 60s"));
+            }
+            Some(LatencyLimit { limit, query: query.as_ref().map(|query| query.get_ref().clone()) })
         }
     };
-    Ok(BackupSettings {
-        parallel: number(parallel.as_ref(), 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
+    Ok(Impact {
         rate_limit,
-        level: number(compression_level.as_ref(), 1..=19)?.map_or(default.level, |level| level as i32),
-        checkpoint,
+        iops_limit: number(table.iops_limit.as_ref(), 1..=10_000_000)?.map(|limit| limit as u64),
+        nice: number(table.nice.as_ref(), 0..=19)?.map_or(default.nice, |nice| nice as i32),
+        io_class: io_class.transpose()?.unwrap_or(default.io_class),
+        latency,
+    })
+}
+
+fn check_windows(table: &BackupToml) -> Result<Option<Windows>, Problem> {
+    let zone = match &table.time_zone {
+        None => TimeZone::system(),
+        Some(name) => TimeZone::get(name.get_ref()).map_err(|_| {
+            Problem::new(name.span(), format!("`{}` is no time zone", name.get_ref()))
+                .with_hint("Write a name of the IANA database, as in \"Europe/Berlin\" or \"UTC\".")
+        })?,
+    };
+    let Some(written) = &table.windows else { return Ok(None) };
+    let window = |value: &Spanned<String>| {
+        parse::<Window>(value)
+            .map_err(|problem| problem.with_hint("Write as in \"22:00-06:00\" or \"Mon-Fri 22:00-06:00\"."))
+    };
+    let windows: Vec<Window> = written.iter().map(window).collect::<Result<_, _>>()?;
+    Ok((!windows.is_empty()).then(|| Windows::new(windows, zone)))
+}
+
+/// One of a few words.
+fn choose<T: Copy>(value: &Spanned<String>, kind: &str, choices: &[(&str, T)]) -> Result<T, Problem> {
+    let found = choices.iter().find(|(word, _)| word == value.get_ref());
+    found.map(|(_, choice)| *choice).ok_or_else(|| {
+        let words: Vec<_> = choices.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        Problem::new(value.span(), format!("`{}` is no {kind}", value.get_ref()))
+            .with_hint(format!("Write {}.", words.join(" or ")))
     })
 }
 

@@ -59,6 +59,15 @@ fn backup(error: &BackupError) -> Option<Verdict> {
             Exit::WrongKey,
             "Set `identity_file` in the [repository] table of the configuration, or make full backups.",
         ),
+        BackupError::Probe { .. } => verdict(
+            Exit::Database,
+            "`latency_query` must be SQL that the role may run, in the database it connects to.",
+        ),
+        BackupError::OutsideWindow { .. } => verdict(Exit::InTheWay, "`--any-time` runs it now."),
+        BackupError::WindowClosed { .. } => verdict(
+            Exit::Cancelled,
+            "The next full backup goes on with what is stored. Widen `windows`, or loosen the limits.",
+        ),
         BackupError::TimelineChanged => verdict(Exit::Failed, "Take the backup again."),
         BackupError::Level(_) => plain(Exit::Usage),
         _ => return None,

@@ -16,6 +16,7 @@ mod chance;
 mod changes;
 mod damage;
 mod delta;
+mod impact;
 mod incremental;
 mod kills;
 mod leftovers;

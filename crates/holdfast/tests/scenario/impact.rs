@@ -1,0 +1,78 @@
+//! What a backup may cost the server, and when it may run.
+
+use holdfast_testkit::{Postgres, require, wait_until};
+
+use crate::site::{BOUND, Site};
+
+fn site(settings: &str) -> (Postgres, Site) {
+    let server = Postgres::build(&require(18)).setting("wal_keep_size", "1GB").start();
+    server.sql("create table t as select i as id, repeat(md5(i::text), 20) as text from generate_series(1, 20000) i");
+    let site = Site::with(&server, |_| format!("[source.chat.backup]\n{settings}\n"));
+    (server, site)
+}
+
+#[test]
+fn a_backup_yields_to_a_slow_database() {
+    let (_server, site) =
+        site("latency_limit = \"10ms\"\nlatency_query = \"select pg_sleep(0.05)\"\nrate_limit = \"64MiB\"");
+    let report = site.run(&["backup", "chat", "--json", "--fast"]).expect(0).json();
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("slowed down") && notes.contains("more than 10ms"), "{notes}");
+    // A database that answers in time is not yielded to.
+    let report = site.run(&["backup", "chat", "--json", "--fast", "--latency-limit", "50s"]).expect(0).json();
+    assert_eq!(report["notes"].as_array().map(Vec::len), Some(0), "{report:#}");
+}
+
+#[test]
+fn a_probe_that_cannot_work_is_refused() {
+    let (_server, site) = site("latency_limit = \"10ms\"\nlatency_query = \"selekt 1\"");
+    site.run(&["backup", "chat", "--fast"]).expect(14).says("latency_query");
+}
+
+#[test]
+fn the_default_probe_is_a_commit() {
+    let (server, site) = site("latency_limit = \"30s\"");
+    let before = server.sql("select pg_current_wal_insert_lsn()");
+    site.run(&["backup", "chat", "--fast"]).expect(0);
+    let waldump = format!(
+        "select count(*) from pg_get_wal_records_info('{before}', pg_current_wal_flush_lsn()) \
+         where resource_manager = 'LogicalMessage'"
+    );
+    server.sql("create extension pg_walinspect");
+    assert_ne!(server.sql(&waldump), "0");
+}
+
+#[test]
+fn the_workers_priority_is_low() {
+    let (_server, site) = site("nice = 7\nrate_limit = \"1MiB\"");
+    let mut running = site.start(&["backup", "chat", "--fast"]);
+    // The third and nineteenth field of `stat` (proc_pid_stat(5)): its name has no blanks.
+    let is_lowered = |stat: String| stat.contains("(backup)") && stat.split(' ').nth(18) == Some("7");
+    wait_until(BOUND, "a worker of low priority", || {
+        running.expect_running();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", running.pid())).expect("it runs");
+        tasks.flatten().any(|task| std::fs::read_to_string(task.path().join("stat")).is_ok_and(is_lowered))
+    });
+    let pid = nix::unistd::Pid::from_raw(running.pid());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    assert_eq!(running.wait(BOUND), Some(130));
+}
+
+#[test]
+fn outside_its_window_a_backup_is_refused() {
+    // The two hours that begin twelve hours from now.
+    let (_server, site) = site("");
+    let hour = |hours: i64| {
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+        at.strftime("%H:%M").to_string()
+    };
+    let path = site.path("holdfast.toml");
+    let text = std::fs::read_to_string(&path).expect("it was written");
+    let window = format!("{text}windows = [\"{}-{}\"]\ntime_zone = \"UTC\"\n", hour(12), hour(14));
+    std::fs::write(&path, window).expect("the sandbox can be written");
+    site.run(&["backup", "chat", "--fast"]).expect(11).says("their window opens on").says("--any-time");
+    site.run(&["backup", "chat", "--fast", "--any-time"]).expect(0);
+    let window = format!("{text}windows = [\"{}-{}\"]\ntime_zone = \"UTC\"\n", hour(-1), hour(2));
+    std::fs::write(&path, window).expect("the sandbox can be written");
+    site.run(&["backup", "chat", "--fast"]).expect(0);
+}
