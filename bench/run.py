@@ -12,7 +12,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import chain, full, growth, impact, incremental, replay, restore, results, system, wal
+from lib import chain, cluster, delta, full, growth, impact, incremental, replay, restore, results, system, wal
 from lib.context import Context
 from lib.system import BenchError
 
@@ -21,6 +21,7 @@ TARGET = BENCH.parent / "target" / "release"
 PARTS = {
     "full": full.run,
     "restore": restore.run,
+    "delta": delta.run,
     "incremental": incremental.run,
     "chain": chain.run,
     "growth": growth.run,
@@ -28,8 +29,19 @@ PARTS = {
     "impact": impact.run,
     "wal": wal.run,
 }
-NEED_PGBACKREST = {"full", "restore", "incremental", "growth", "impact"}
+NEED_PGBACKREST = {"full", "restore", "delta", "incremental", "chain", "growth", "impact"}
 NEED_WORKLOAD = set(PARTS) - {"wal", "growth"}
+# What each takes at its highest beside the workload: GiB, and GiB for each of its size. `growth` asks for itself.
+DISK = {
+    "full": (1, 1.0),
+    "restore": (1, 2.0),
+    "delta": (2, 3.2),
+    "incremental": (3, 6.5),
+    "chain": (4, 14.0),
+    "replay": (5, 2.5),
+    "impact": (5, 3.5),
+    "wal": (12, 0.0),
+}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -40,13 +52,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="turns (default 3)")
     parser.add_argument("--wal-seconds", type=int, default=30, metavar="N", help="how long pgbench runs (default 30)")
     parser.add_argument(
-        "--growth-sizes", default="1,4", metavar="N,N", help="sizes in GiB that growth compares (default 1,4)"
+        "--impact-seconds", type=int, default=30, metavar="N", help="how long each window of impact is (default 30)"
+    )
+    parser.add_argument(
+        "--impact-rate", type=int, default=500, metavar="N", help="commits a second in impact (default 500)"
+    )
+    parser.add_argument(
+        "--growth-sizes", default="1,4,16", metavar="N,N", help="sizes in GiB that growth compares (default 1,4,16)"
     )
     parser.add_argument("--work", type=Path, default=BENCH / "work", metavar="DIR", help="needs 50 GB for 8 GiB")
     parser.add_argument("--results", type=Path, default=BENCH, metavar="DIR", help="where the results go (default bench)")
     parser.add_argument("--holdfast", type=Path, default=TARGET / "holdfast", metavar="PATH")
     parser.add_argument("--lab", type=Path, default=TARGET / "lab", metavar="PATH")
     parser.add_argument("--port", type=int, default=55470, metavar="N", help="of the servers' sockets; N+1 is used too")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only make the workloads of these parts, which takes long, and keep them"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the last repositories in the work directory")
     options = parser.parse_args(argv)
     options.parts = [part for part in options.only.split(",") if part]
@@ -96,6 +117,8 @@ def run(options: argparse.Namespace, socket: Path) -> None:
         given_cluster=options.cluster.resolve() if options.cluster else None,
         repeat=options.repeat,
         wal_seconds=options.wal_seconds,
+        impact_seconds=options.impact_seconds,
+        impact_rate=options.impact_rate,
         growth_sizes=options.growth_sizes,
         keep=options.keep,
         port=options.port,
@@ -103,14 +126,30 @@ def run(options: argparse.Namespace, socket: Path) -> None:
     )
     if not system.IS_ROOT:
         context.say("not root: the page cache stays warm, which the results will say")
+    if options.prepare:
+        prepare(context)
+        return
     options.results.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
+        if part in DISK:
+            base, factor = DISK[part]
+            size_gib = context.workload.size_gib if part in NEED_WORKLOAD else 0
+            system.check_disk(work, (base + factor * size_gib) * (1 << 30), f"{part} with {size_gib:g} GiB")
         result = PARTS[part](context)
         results.store(options.results, result)
         noise = max(sample.noise for sample in result.samples)
         if noise > results.NOISY:
             context.say(f"{part}: up to {noise:.0%} of the machine went elsewhere; do not publish these figures")
     context.say(f"done; see {options.results / results.TABLE}")
+
+
+def prepare(context: Context) -> None:
+    """What needs no quiet machine."""
+    sizes = set(context.growth_sizes) if "growth" in context.parts else set()
+    if not context.given_cluster and NEED_WORKLOAD & set(context.parts):
+        sizes.add(context.size_gib)
+    for size in sorted(sizes):
+        cluster.make(context.lab_program, size, context.work, context.socket, context.port)
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
 #
 #   install-deps.sh demo    to build it and run the demo
 #   install-deps.sh lint    to build it and run the linters
-#   install-deps.sh bench   to build it and compare it with pgBackRest: Debian's, unless PGBACKREST names another
+#   install-deps.sh bench   to build it and compare it with others: Debian's barman, and its pgbackrest unless PGBACKREST
+#                           names another
 #   install-deps.sh         everything, also for the tests
 #
 # Does nothing for what is there already; safe to run any number of times. Starts no service.
@@ -65,7 +66,7 @@ install_packages() {
     demo) wanted+=("${servers[@]}") ;;
     lint) wanted+=(shellcheck) ;;
     bench)
-        wanted+=("${servers[@]}" python3)
+        wanted+=("${servers[@]}" python3 barman rsync zstd)
         [[ -n ${PGBACKREST:-} ]] || wanted+=(pgbackrest)
         ;;
     all) wanted+=("${servers[@]}" "${unpacking[@]}" shellcheck) ;;

@@ -1,4 +1,5 @@
-"""Restore from the end of a chain of incrementals, beside that of a full backup of the same state by Holdfast itself."""
+"""Restore from the end of a chain of incrementals, beside that of a full backup of the same state by Holdfast itself,
+and beside that of the same chain by the peers."""
 
 from __future__ import annotations
 
@@ -20,18 +21,26 @@ PEER = "holdfast full"
 
 def run(context: Context) -> PartResult:
     samples: list[Sample] = []
-    with Live(context, context.workload.cluster, with_peer=False) as live:
-        live.backup(live.holdfast, FULL)
+    # Barman's would be fifty copies of nearly everything: a file that has changed is copied whole.
+    more = context.pg_incremental(context.workload.cluster)
+    with Live(context, context.workload.cluster, more=more) as live:
+        for tool in live.tools:
+            live.backup(tool, FULL)
         for length in range(1, LENGTHS[-1] + 1):
             seed = round(length * 0.013, 3)
             changes.edits(live.server, seed, EDITED)
             changes.appends(live.server, seed, APPENDED)
-            live.backup(live.holdfast, INCREMENTAL)
+            live.settle()
+            for tool in live.tools:
+                live.backup(tool, INCREMENTAL)
             if length in LENGTHS:
                 samples += restores(context, live, length)
-        if (kinds := live.holdfast.kinds()) != [FULL] + [INCREMENTAL] * LENGTHS[-1]:
-            raise BenchError(f"the chain is not one of incrementals: {kinds}")
-    return PartResult("chain", rows(context, samples), samples, context.about_workload())
+        for tool in live.tools:
+            if (kinds := tool.kinds()) != [FULL] + [INCREMENTAL] * LENGTHS[-1]:
+                raise BenchError(f"the chain of {tool.name} is not one of incrementals: {kinds}")
+    peers = [(tool.name, tool.version) for tool in live.tools[1:]]
+    about = {**context.about_workload(), **{tool.name: tool.version for tool in more}}
+    return PartResult("chain", rows(context, samples, peers), samples, about)
 
 
 def restores(context: Context, live: Live, length: int) -> list[Sample]:
@@ -44,7 +53,7 @@ def restores(context: Context, live: Live, length: int) -> list[Sample]:
     live.backup(fresh, FULL)
     live.settle()
     probe, messages = live.probe(), live.all_messages()
-    tools: list[BackupTool] = [live.holdfast, fresh]
+    tools: list[BackupTool] = [*live.tools, fresh]
     samples = []
     for turn in range(context.repeat):
         for tool in tools[::-1] if turn % 2 else tools:
@@ -61,16 +70,17 @@ def restores(context: Context, live: Live, length: int) -> list[Sample]:
     return samples
 
 
-def rows(context: Context, samples: list[Sample]) -> list[Row]:
+def rows(context: Context, samples: list[Sample], peers: list[tuple[str, str]]) -> list[Row]:
     found = []
     for length in LENGTHS:
-        ours, peer = (
-            [s for s in samples if s.case == f"chain{length}" and s.tool == name]
-            for name in (context.holdfast.name, PEER)
-        )
-        pair = Comparison(ours, peer, PEER, context.holdfast.version, context.workload.size_gib, context.at)
-        found += [
-            pair.row(f"chain{length}.restore.wall", "s", lambda s: s.wall),
-            pair.row(f"chain{length}.restore.cpu", "s", lambda s: s.cpu),
-        ]
+        by_tool = {s.tool: [t for t in samples if t.tool == s.tool and t.case == f"chain{length}"] for s in samples}
+        for name, version in [(PEER, context.holdfast.version), *peers]:
+            case = f"chain{length}" + ("" if name == PEER else f"_{name.removeprefix('pg_')}")
+            ours, peer = by_tool[context.holdfast.name], by_tool[name]
+            pair = Comparison(ours, peer, name, version, context.workload.size_gib, context.at)
+            found += [
+                pair.row(f"{case}.restore.wall", "s", lambda s: s.wall),
+                pair.row(f"{case}.restore.cpu", "s", lambda s: s.cpu),
+                pair.row(f"{case}.repository", "MiB", lambda s: mib(s.details["repository_bytes"])),
+            ]
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,8 @@ LOAD_SETTINGS = {
 }
 
 DATABASE = "im"
+# A file beside a made cluster: the load has ended.
+DONE = "complete"
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,27 @@ def probe(server: Server) -> Probe:
     return Probe(sql, server.query(sql, DATABASE))
 
 
+def made(size_gib: float, work: Path) -> Path | None:
+    """That one, if it is there and whole."""
+    cluster = work / f"cluster-{size_gib:g}gib" / "data"
+    return cluster if (cluster.parent / DONE).exists() else None
+
+
+@contextmanager
+def borrowed(cluster: Path) -> Iterator[None]:
+    """Work on a made cluster itself: it is whole again only if that ended well."""
+    (cluster.parent / DONE).unlink()
+    yield
+    if not postgres.is_clean(cluster):
+        raise BenchError(f"{cluster} was not shut down cleanly")
+    (cluster.parent / DONE).touch()
+
+
 def make(lab: Path, size_gib: float, work: Path, socket: Path, port: int) -> Path:
     """The lab's data set of that size; made once and kept in the work directory."""
+    if there := made(size_gib, work):
+        return there
     cluster = work / f"cluster-{size_gib:g}gib" / "data"
-    done = cluster.parent / "complete"
-    if done.exists():
-        return cluster
     system.remove(cluster.parent)
     print(f"making a workload of {size_gib:g} GiB in {cluster}", flush=True)
     system.make_directory(cluster.parent)
@@ -98,5 +117,5 @@ def make(lab: Path, size_gib: float, work: Path, socket: Path, port: int) -> Pat
         server.query("vacuum (freeze, analyze)", DATABASE)
         server.query("checkpoint")
     system.drop_caches()
-    done.touch()
+    (cluster.parent / DONE).touch()
     return cluster

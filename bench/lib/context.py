@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib import cluster, postgres, system
 from lib.cluster import Workload
-from lib.tools import BackupTool, Holdfast, PgBackRest, PgBaseBackup
+from lib.tools import BackupTool, Barman, Holdfast, PgBackRest, PgBaseBackup, PgIncremental, PlainZstd
 
 
 def _commit() -> str:
@@ -34,6 +34,8 @@ class Context:
     given_cluster: Path | None
     repeat: int
     wal_seconds: int
+    impact_seconds: int
+    impact_rate: int
     growth_sizes: list[float]
     keep: bool
     port: int
@@ -62,9 +64,27 @@ class Context:
     def pg_basebackup(self) -> PgBaseBackup:
         return PgBaseBackup(self.work, postgres.programs_for(self.workload.cluster))
 
+    @cached_property
+    def plain_zstd(self) -> PlainZstd:
+        return PlainZstd(self.work, self.workload.cluster)
+
     @property
     def tools(self) -> list[BackupTool]:
-        return [self.holdfast, self.pgbackrest, self.pg_basebackup]
+        return [self.holdfast, self.pgbackrest, self.pg_basebackup, self.plain_zstd]
+
+    def pg_incremental(self, cluster: Path) -> list[PgIncremental]:
+        """PostgreSQL's own, if the cluster is new enough."""
+        if (version := postgres.version_of(cluster)) < PgIncremental.VERSION_MIN:
+            self.say(f"PostgreSQL {version} has no incremental backup of its own: it is left out")
+            return []
+        return [PgIncremental(self.work, postgres.programs_for(cluster))]
+
+    def barman(self, cluster: Path) -> list[Barman]:
+        """If it is installed."""
+        if not Barman.is_there():
+            self.say("no barman, or no rsync: it is left out")
+            return []
+        return [Barman(self.work, postgres.programs_for(cluster))]
 
     @property
     def restorers(self) -> list[BackupTool]:

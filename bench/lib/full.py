@@ -1,4 +1,4 @@
-"""Full backup: ours, pgBackRest's and pg_basebackup's of one cluster, in turn."""
+"""Full backup: ours, pgBackRest's and pg_basebackup's of one cluster, and its bytes through zstd, in turn."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from lib.tools import BackupTool
 
 
 def run(context: Context) -> PartResult:
-    tools: list[BackupTool] = [context.holdfast, context.pgbackrest, context.pg_basebackup]
     samples: list[Sample] = []
     for turn in range(context.repeat):
         is_last = turn == context.repeat - 1
-        for tool in tools:
+        for tool in context.tools:
             sample = backup(context, tool)
             context.say(
                 f"full {turn + 1}/{context.repeat} {tool.name}: wall {sample.wall:.1f} s, CPU {sample.cpu:.1f} s,"
@@ -37,6 +36,12 @@ def rows(context: Context, samples: list[Sample]) -> list:
             pair.row(f"{name}.repository", "MiB", lambda s: mib(s.details["repository_bytes"])),
             pair.row(f"{name}.memory", "MiB", lambda s: mib(s.memory_sum)),
         ]
+    plain = context.plain_zstd
+    pair = Comparison(ours, by_tool[plain.name], plain.name, plain.version, context.workload.size_gib, context.at)
+    found += [
+        pair.row("codec.cpu", "s", lambda s: s.user + s.system),
+        pair.row("codec.repository", "MiB", lambda s: mib(s.details["repository_bytes"])),
+    ]
     return found
 
 

@@ -15,24 +15,38 @@ from lib.tools import FULL, INCREMENTAL
 
 CHANGED_MIB = 64
 PICTURE = "growth.svg"
+# Of the size: the database itself, a full backup of each tool, and log.
+DISK_FACTOR = 2.0
+FIGURES = (
+    ("wall", "seconds"),
+    ("cpu", "CPU seconds"),
+    ("bytes_read", "MiB read"),
+    ("repository", "MiB written to the repository"),
+)
 
 
 def run(context: Context) -> PartResult:
     samples: list[Sample] = []
     found: list[Row] = []
-    made: Path | None = None
+    programs = postgres.newest_programs()
     for size in context.growth_sizes:
+        there = cluster.made(size, context.work)
+        factor = DISK_FACTOR - (1 if there else 0)
+        system.check_disk(context.work, factor * size * (1 << 30), f"growth with {size:g} GiB")
         made = cluster.make(context.lab_program, size, context.work, context.socket, context.port)
         case = f"incremental_growth_{size:g}"
         for turn in range(context.repeat):
-            samples += one_turn(context, made, case, turn)
-        size_gib = round(system.apparent_bytes(made) / (1 << 30), 2)
+            with cluster.borrowed(made):
+                samples += one_turn(context, made, case, turn)
+        size_gib = round(system.apparent_bytes(made / "base") / (1 << 30), 2)
         found += rows(context, case, samples, size_gib)
-    if not made:
-        return PartResult("growth", [], [], {})
+        programs = postgres.programs_for(made)
+        if not there and not context.keep:
+            # Of the largest there is no room for two.
+            system.remove(made.parent)
     sizes = ", ".join(f"{size:g}" for size in context.growth_sizes)
     about = context.about(
-        postgres.programs_for(made),
+        programs,
         f"made by the lab, {sizes} GiB; {CHANGED_MIB} MiB of pages changed in each",
         {context.pgbackrest.name: context.pgbackrest.version},
     )
@@ -42,7 +56,7 @@ def run(context: Context) -> PartResult:
 def one_turn(context: Context, source: Path, case: str, turn: int) -> list[Sample]:
     samples = []
     pages = CHANGED_MIB * system.MIB // changes.PAGE_BYTES
-    with Live(context, source) as live:
+    with Live(context, source, in_place=True) as live:
         for tool in live.tools:
             live.backup(tool, FULL)
         log_details = changed(live, lambda server, seed: changes.pages(server, seed, count=pages), seed(turn))
@@ -56,7 +70,7 @@ def one_turn(context: Context, source: Path, case: str, turn: int) -> list[Sampl
 
 def picture(found: list[Row]) -> str:
     panels = []
-    for figure, title in (("wall", "seconds"), ("cpu", "CPU seconds"), ("bytes_read", "MiB read")):
+    for figure, title in FIGURES:
         of_figure = sorted((row for row in found if row.name.endswith(f".{figure}")), key=lambda row: row.size_gib)
         lines = {
             "Holdfast": [(row.size_gib, row.ours) for row in of_figure],

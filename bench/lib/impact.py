@@ -17,8 +17,10 @@ from lib.tools import FULL, BackupTool
 
 CLIENTS = 8
 THREADS = 1
-# Of all clients together: what the server can do easily, so that waiting is what is measured, not queueing.
-RATE = 200
+# Windows of each, however few turns the others have; the medians of their p99 are what counts.
+WINDOWS_MIN = 5
+# For a p99 that is more than a handful of commits.
+TRANSACTIONS_MIN = 10_000
 CASE = "impact"
 NONE = "none"
 # Between the start of the load and of the backup: what clients use gets into the page cache again.
@@ -44,16 +46,21 @@ def run(context: Context) -> PartResult:
         newest = int(live.server.query("select max(id) from messages", DATABASE))
         context.say("impact: a turn to warm up, not measured")
         turn(context, live, script, newest, None)
-        for number in range(context.repeat):
-            order: list[BackupTool | None] = [None, *live.order(number)]
-            for tool in order:
+        windows = max(WINDOWS_MIN, context.repeat) if context.repeat > 1 else 1
+        for number in range(windows):
+            # Each is first, second and last in turn.
+            of_all: list[BackupTool | None] = [None, *live.tools]
+            shift = number % len(of_all)
+            for tool in of_all[shift:] + of_all[:shift]:
                 sample = turn(context, live, script, newest, tool)
                 context.say(
-                    f"impact {number + 1}/{context.repeat} {sample.tool}: p99 {sample.details['p99_ms']:.2f} ms,"
+                    f"impact {number + 1}/{windows} {sample.tool}: p99 {sample.details['p99_ms']:.2f} ms,"
                     f" median {sample.details['p50_ms']:.2f} ms of {sample.details['transactions']:,.0f} transactions"
-                    f" in {sample.details['counted_seconds']:.1f} s, noise {sample.noise:.0%}"
+                    f" during {sample.details['backups']:.0f} backups, load {sample.details['load']:.0%} of the machine,"
+                    f" noise {sample.noise:.0%}"
                 )
                 samples.append(sample)
+        live.server.query("checkpoint")
     for left in context.work.glob("impact.*"):
         system.remove(left)
     return PartResult("impact", rows(context, samples), samples, context.about_workload())
@@ -79,15 +86,16 @@ def rows(context: Context, samples: list[Sample]) -> list[Row]:
 
 
 def turn(context: Context, live: Live, script: Path, newest: int, tool: BackupTool | None) -> Sample:
-    """The load for a while, and a full backup meanwhile; only what was committed during the backup counts."""
+    """The load for a while, and one full backup after the other meanwhile: what was committed during them counts."""
+    live.empty_repository()
     live.settle()
     dropped = system.drop_caches()
     system.wait_for_quiet()
     prefix = context.work / "impact"
     for old in context.work.glob("impact.[0-9]*"):
         system.remove(old)
-    options = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", str(THREADS), "-R", str(RATE), "-f", str(script)]
-    options += ["-T", str(context.wal_seconds), "-D", f"oldest={max(1, newest - RECENT)}"]
+    options = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", str(THREADS), "-R", str(context.impact_rate), "-f", str(script)]
+    options += ["-T", str(LEAD_SECONDS + context.impact_seconds), "-D", f"oldest={max(1, newest - RECENT)}"]
     options += ["-D", f"newest={newest}", "-l", f"--log-prefix={prefix}", DATABASE]
     log = context.work / "log" / "impact.log"
     meter = Meter()
@@ -97,26 +105,23 @@ def turn(context: Context, live: Live, script: Path, newest: int, tool: BackupTo
     try:
         time.sleep(LEAD_SECONDS)
         began = time.time()
-        backup_wall = 0.0
-        if tool:
-            backup = Process(tool.backup_command(live.server, FULL), tool.log)
-            try:
-                usage = backup.wait()
-            except BaseException:
-                backup.kill()
-                raise
-            backup_wall = time.time() - began
-        ended = began + backup_wall if tool else float("inf")
-        load.wait()
+        ended = began + context.impact_seconds
+        used = Cpu()
+        backups = 0
+        while tool and time.time() < ended - 1:
+            used += backed_up(live, tool)
+            backups += 1
+        if not tool:
+            time.sleep(max(0.0, ended - time.time()))
+        usage = load.wait()
     except BaseException:
         load.kill()
         raise
     latencies, last = read_latencies(prefix.parent, prefix.name, began, ended)
     wall = time.monotonic() - metered
-    sample = Sample(tool.name if tool else NONE, wall, 0.0, 0.0, case=CASE, caches_dropped=dropped)
-    if tool:
-        sample.user, sample.system = usage.ru_utime, usage.ru_stime
-    meter.finish(sample, running=(known_cpu(live) - known).total)
+    sample = Sample(tool.name if tool else NONE, wall, used.user, used.system, case=CASE, caches_dropped=dropped)
+    server = (known_cpu(live) - known).total
+    meter.finish(sample, running=server)
     cuts = quantiles(latencies, n=1000)
     sample.details = {
         "p50_ms": cuts[499],
@@ -124,9 +129,24 @@ def turn(context: Context, live: Live, script: Path, newest: int, tool: BackupTo
         "p999_ms": cuts[998],
         "transactions": len(latencies),
         "counted_seconds": last - began,
-        "backup_wall": backup_wall,
+        "backups": backups,
+        # The load itself, and what follows the log; without the backups.
+        "load": (server + usage.ru_utime + usage.ru_stime) / (wall * system.CPUS),
     }
+    if len(latencies) < TRANSACTIONS_MIN:
+        context.say(f"impact: {len(latencies):,} transactions are few for a p99: a higher --impact-rate, or more --impact-seconds")
     return sample
+
+
+def backed_up(live: Live, tool: BackupTool) -> Cpu:
+    """One backup; what it used."""
+    backup = Process(tool.backup_command(live.server, FULL), tool.log)
+    try:
+        usage = backup.wait()
+    except BaseException:
+        backup.kill()
+        raise
+    return Cpu(usage.ru_utime, usage.ru_stime)
 
 
 def known_cpu(live: Live) -> Cpu:

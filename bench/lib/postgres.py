@@ -30,24 +30,37 @@ SETTINGS = {
 }
 
 
+def installed() -> dict[int, Path]:
+    """Where the programs of each major version are: Debian's, and what `scripts/install-postgres-18.sh` unpacked."""
+    roots = [os.environ.get("HOLDFAST_PG_ROOT"), "/var/cache/holdfast/postgresql", Path.home() / ".cache/holdfast/postgresql"]
+    servers = [found for root in roots if root for found in Path(root).glob("*/usr/lib/postgresql/*/bin/initdb")]
+    servers += Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    # Of the same version, Debian's own.
+    return {int(server.parts[-3]): server.parent for server in servers if server.parts[-3].isdigit()}
+
+
 def newest_programs() -> Path:
     """Where the programs of the newest PostgreSQL are that is installed; $PGBIN has the last word."""
     if chosen := os.environ.get("PGBIN"):
         return Path(chosen)
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = installed()
     if not found:
         raise BenchError("no PostgreSQL in /usr/lib/postgresql; set PGBIN to the directory of its programs")
-    return found[-1].parent
+    return found[max(found)]
+
+
+def version_of(cluster: Path) -> int:
+    """The major version that the cluster is of."""
+    return int((cluster / "PG_VERSION").read_text().strip())
 
 
 def programs_for(cluster: Path) -> Path:
     """Where the programs of the cluster's version are."""
-    version = (cluster / "PG_VERSION").read_text().strip()
-    programs = Path(f"/usr/lib/postgresql/{version}/bin")
-    if chosen := os.environ.get("PGBIN"):
-        programs = Path(chosen)
-    if not (programs / "postgres").exists():
-        raise BenchError(f"{cluster} is of version {version}, and {programs} has no server; set PGBIN")
+    version = version_of(cluster)
+    chosen = os.environ.get("PGBIN")
+    programs = Path(chosen) if chosen else installed().get(version)
+    if not programs or not (programs / "postgres").exists():
+        raise BenchError(f"{cluster} is of version {version}, of which there is no server; set PGBIN to its programs")
     return programs
 
 
@@ -110,6 +123,9 @@ class Server:
         """It will be thrown away: no need to stop it cleanly."""
         self._stop_mode = "immediate"
 
+    def is_running(self) -> bool:
+        return (self.cluster / "postmaster.pid").exists()
+
     def stop(self) -> None:
         if not (self.cluster / "postmaster.pid").exists():
             return
@@ -167,12 +183,20 @@ class Server:
         with (self.cluster / "global" / "pg_control").open("rb") as control:
             return struct.unpack_from("=I", control.read(20), 16)[0]
 
-    def archiver_cpu(self) -> Cpu:
-        """What archive_command has used, as `cpu` counts it too."""
+    def child_cpu(self, name: str) -> Cpu:
+        """What one of its own processes has used, with its children, as `cpu` counts it too."""
         for process in system.tree(self.postmaster())[1:]:
-            if ": archiver" in system.command_line(process):
+            if f": {name}" in system.command_line(process):
                 return system.tree_cpu(process)
         return Cpu()
+
+    def archiver_cpu(self) -> Cpu:
+        """What archive_command has used."""
+        return self.child_cpu("archiver")
+
+    def bytes_read(self) -> int:
+        """What it has got from read calls since it started."""
+        return sum(system.bytes_read(process) for process in system.tree(self.postmaster()))
 
     def _psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
         argv = self.program("psql", "-d", database, "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from lib import system
 from lib.cluster import DATABASE, Probe
@@ -46,11 +47,22 @@ def rows(context: Context, samples: list[Sample]) -> list:
     ]
 
 
-def restore(context: Context, tool: BackupTool, probe: Probe, also: Probe | None = None) -> Sample:
-    """One restore, measured, and what came back compared with what was there. `also`: compared off the clock."""
+def restore(
+    context: Context,
+    tool: BackupTool,
+    probe: Probe,
+    also: Probe | None = None,
+    put_older: Callable[[], None] | None = None,
+) -> Sample:
+    """One restore, measured, and what came back compared with what was there.
+
+    `also`: compared off the clock. `put_older`: puts a data directory there first, which the tool goes over.
+    """
     target = context.work / "restored"
     system.remove(target)
-    command = tool.restore_command(target)
+    if put_older:
+        put_older()
+    command = tool.delta_command(target) if put_older else tool.restore_command(target)
     answer = ""
     began = ended = 0.0
     server = None

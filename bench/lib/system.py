@@ -72,11 +72,20 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def apparent_bytes(path: Path) -> int:
-    """As `du --apparent-size` counts, without directories."""
-    return sum(
-        os.lstat(os.path.join(directory, name)).st_size for directory, _, names in os.walk(path) for name in names
-    )
+def apparent_bytes(path: Path, is_linked: bool = False) -> int:
+    """As `du --apparent-size` counts, without directories. `is_linked`: files may have more than one name there."""
+    found = (os.lstat(os.path.join(directory, name)) for directory, _, names in os.walk(path) for name in names)
+    if is_linked:
+        return sum({file.st_ino: file.st_size for file in found}.values())
+    return sum(file.st_size for file in found)
+
+
+def check_disk(path: Path, needed: float, what: str) -> None:
+    """In time, not when it is full."""
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        gib = 1 << 30
+        raise BenchError(f"{what} needs {needed / gib:.0f} GiB in {path}, where {free / gib:.0f} GiB are free")
 
 
 def drop_caches() -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 import signal
+import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -17,6 +19,7 @@ from lib.system import BenchError
 
 PARALLEL = 2
 PEER_LEVEL = 3
+ZSTD = f"zstd -q -c -{PEER_LEVEL} -T{PARALLEL}"
 STANZA = "chat"
 
 FULL, DIFFERENTIAL, INCREMENTAL = "full", "differential", "incremental"
@@ -29,6 +32,9 @@ class BackupTool(ABC):
     version: str
     # What the server needs to be started with.
     server_settings: dict[str, str] = {}
+    # The server reads the files and sends them.
+    reads_in_server = False
+    kinds_made: tuple[str, ...] = (FULL, DIFFERENTIAL, INCREMENTAL)
 
     def __init__(self, work: Path, directory: str = "") -> None:
         self.directory = work / (directory or self.name)
@@ -56,6 +62,22 @@ class BackupTool(ABC):
 
     def restore_command(self, to: Path) -> list[str]:
         raise BenchError(f"the benchmark does not restore with {self.name}")
+
+    def delta_command(self, to: Path) -> list[str]:
+        """Restores over an old data directory."""
+        raise BenchError(f"the benchmark does not restore over something with {self.name}")
+
+    def follow(self, server: Server) -> Process | None:
+        """Starts what receives the log all the time, if it needs that."""
+        return None
+
+    def has_log(self, segment: str) -> bool:
+        """Whether the log up to the end of that file is in the repository, of what `follow` started."""
+        return True
+
+    def packed_bytes(self) -> int | None:
+        """What the last backup would take if it were compressed; of a tool that does not do that itself."""
+        return None
 
     def stored_bytes(self) -> int:
         return system.apparent_bytes(self.repository)
@@ -102,6 +124,9 @@ class Holdfast(BackupTool):
 
     def restore_command(self, to: Path) -> list[str]:
         return self.command("restore", "chat", "--to", str(to), "--parallel", str(PARALLEL))
+
+    def delta_command(self, to: Path) -> list[str]:
+        return [*self.restore_command(to), "--delta"]
 
 
 class PgBackRest(BackupTool):
@@ -166,6 +191,9 @@ class PgBackRest(BackupTool):
         system.make_directory(to)
         return self.command(f"--pg1-path={to}", "restore")
 
+    def delta_command(self, to: Path) -> list[str]:
+        return self.command(f"--pg1-path={to}", "--delta", "restore")
+
 
 class PgBaseBackup(BackupTool):
     """A compressed tar, not encrypted: the client compresses with two threads."""
@@ -184,6 +212,159 @@ class PgBaseBackup(BackupTool):
             raise BenchError(f"the benchmark takes only full backups with {self.name}")
         compress = f"--compress=client-zstd:level={PEER_LEVEL},workers={PARALLEL}"
         return server.program("pg_basebackup", "-D", str(self.repository), "-Ft", "-X", "stream", "-c", "fast", compress)
+
+
+class PlainZstd(BackupTool):
+    """No backup: a tar of the database's directory through zstd, which is what its bytes cost without more."""
+
+    name = "zstd"
+
+    def __init__(self, work: Path, cluster: Path) -> None:
+        super().__init__(work)
+        self.version = _last_version(["zstd", "--version"])
+        if not self.version:
+            raise BenchError("no zstd: install Debian's package `zstd`")
+        self._cluster = cluster
+
+    def set_up(self, server: Server) -> None:
+        """Needs nothing."""
+
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
+        to = self.repository / "cluster.tar.zst"
+        # Without the log, which the backups have little of.
+        return ["bash", "-c", f"set -o pipefail; tar -c --exclude=pg_wal -C '{self._cluster}' . | {ZSTD} >'{to}'; sync '{to}'"]
+
+
+class PgIncremental(BackupTool):
+    """PostgreSQL's own from version 17 on, with log summaries: plain files, as pg_combinebackup wants them.
+
+    Neither compressed nor encrypted.
+    """
+
+    name = "pg_basebackup"
+    server_settings = {"summarize_wal": "on"}
+    reads_in_server = True
+    VERSION_MIN = 17
+
+    def __init__(self, work: Path, programs: Path) -> None:
+        super().__init__(work, "pg-incremental")
+        self._programs = programs
+        self.version = _last_version([str(programs / "pg_basebackup"), "--version"])
+        # Each with the one that it is the difference to.
+        self._made: list[tuple[Path, Path | None]] = []
+
+    def set_up(self, server: Server) -> None:
+        self._made = []
+
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
+        to = self.repository / f"{len(self._made):03}-{kind}"
+        basis = {FULL: None, DIFFERENTIAL: self._last_full, INCREMENTAL: lambda: self._made[-1][0]}[kind]
+        of = basis() if basis else None
+        self._made.append((to, of))
+        incremental = [f"--incremental={of}/backup_manifest"] if of else []
+        return server.program("pg_basebackup", "-D", str(to), "-Fp", "-X", "stream", "-c", "fast", *incremental)
+
+    def _last_full(self) -> Path:
+        return [path for path, basis in self._made if basis is None][-1]
+
+    def kinds(self) -> list[str]:
+        """As the backups' labels say: the tool fails if it cannot make what it was told to."""
+        return [
+            path.name.partition("-")[2] if "INCREMENTAL FROM LSN" in (path / "backup_label").read_text() else FULL
+            for path, _ in self._made
+        ]
+
+    def restore_command(self, to: Path) -> list[str]:
+        chain: list[Path] = []
+        at: Path | None = self._made[-1][0]
+        while at:
+            chain.insert(0, at)
+            at = dict(self._made)[at]
+        return [str(self._programs / "pg_combinebackup"), *map(str, chain), "-o", str(to)]
+
+    def packed_bytes(self) -> int:
+        last = self._made[-1][0]
+        packing = f"set -o pipefail; tar -c -C '{last.parent}' '{last.name}' | {ZSTD} | wc -c"
+        return int(subprocess.run(["bash", "-c", packing], capture_output=True, check=True).stdout)
+
+
+class Barman(BackupTool):
+    """By rsync on the same machine; files that have not changed are hard links to those of the backup before.
+
+    Neither compressed nor encrypted. It has no differential.
+    """
+
+    name = "barman"
+    kinds_made = (FULL, INCREMENTAL)
+    slot = "barman"
+
+    def __init__(self, work: Path, programs: Path) -> None:
+        super().__init__(work)
+        self._programs = programs
+        self.version = _last_version(["barman", "--version"])
+        self.config = self.directory / "barman.conf"
+
+    @staticmethod
+    def is_there() -> bool:
+        return bool(shutil.which("barman") and shutil.which("rsync"))
+
+    def command(self, *arguments: str) -> list[str]:
+        return ["barman", "-c", str(self.config), "-q", *arguments]
+
+    def set_up(self, server: Server) -> None:
+        options = {
+            "barman_home": self.repository,
+            "barman_user": system.SERVER_USER,
+            "log_file": self.directory / "barman.log",
+            "path_prefix": self._programs,
+        }
+        of_server = {
+            "description": "chat",
+            "conninfo": server.conninfo(),
+            "streaming_conninfo": server.conninfo(),
+            "backup_method": "local-rsync",
+            "reuse_backup": "link",
+            "parallel_jobs": PARALLEL,
+            "immediate_checkpoint": "true",
+            "streaming_archiver": "on",
+            "slot_name": self.slot,
+        }
+        lines = ["[barman]", *(f"{name} = {value}" for name, value in options.items())]
+        lines += [f"[{STANZA}]", *(f"{name} = {value}" for name, value in of_server.items())]
+        system.write_file(self.config, "\n".join(lines) + "\n")
+
+    def follow(self, server: Server) -> Process:
+        measure.run(self.command("receive-wal", "--create-slot", STANZA), self.log)
+        process = Process(self.command("receive-wal", STANZA), self.log)
+        streams = f"select count(*) from pg_replication_slots where slot_name = '{self.slot}' and active"
+        deadline = time.monotonic() + 30
+        while server.query(streams) != "1":
+            if not process.is_running() or time.monotonic() > deadline:
+                process.kill()
+                raise BenchError(f"{self.name} does not stream; see {self.log}")
+            time.sleep(0.1)
+        return process
+
+    def has_log(self, segment: str) -> bool:
+        if (self.repository / STANZA / "streaming" / segment).exists():
+            measure.run(self.command("archive-wal", STANZA), self.log)
+        return any((self.repository / STANZA / "wals").glob(f"*/{segment}"))
+
+    def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
+        # Nothing to link to: the first copies everything.
+        return self.command("backup", STANZA)
+
+    def kinds(self) -> list[str]:
+        """All but the first link to the one before."""
+        count = len(list((self.repository / STANZA / "base").iterdir()))
+        return [FULL] + [INCREMENTAL] * (count - 1)
+
+    def restore_command(self, to: Path) -> list[str]:
+        return self.command("recover", STANZA, "latest", str(to))
+
+    def stored_bytes(self) -> int:
+        """Each file once, however many links it has."""
+        return system.apparent_bytes(self.repository, is_linked=True)
 
 
 class Receiver(ABC):
