@@ -52,11 +52,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="turns (default 3)")
     parser.add_argument("--wal-seconds", type=int, default=30, metavar="N", help="how long pgbench runs (default 30)")
     parser.add_argument(
-        "--impact-seconds", type=int, default=30, metavar="N", help="how long each window of impact is (default 30)"
+        "--chain-lengths", default="1,10,50", metavar="N,N", help="incrementals before each restore (default 1,10,50)"
     )
     parser.add_argument(
-        "--impact-rate", type=int, default=500, metavar="N", help="commits a second in impact (default 500)"
+        "--impact-seconds", type=int, default=30, metavar="N", help="how long each window of impact is (default 30)"
     )
+    parser.add_argument("--impact-rate", type=int, default=500, metavar="N", help="commits a second in impact (default 500)")
     parser.add_argument(
         "--growth-sizes", default="1,4,16", metavar="N,N", help="sizes in GiB that growth compares (default 1,4,16)"
     )
@@ -68,6 +69,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--prepare", action="store_true", help="only make the workloads of these parts, which takes long, and keep them"
     )
+    parser.add_argument(
+        "--rehearse", action="store_true", help="never wait for a quiet machine: to see that it runs, for no figures"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the last repositories in the work directory")
     options = parser.parse_args(argv)
     options.parts = [part for part in options.only.split(",") if part]
@@ -75,8 +79,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     try:
         options.growth_sizes = sorted({float(size) for size in options.growth_sizes.split(",")})
+        options.chain_lengths = sorted({int(length) for length in options.chain_lengths.split(",")})
     except ValueError:
-        parser.error(f"--growth-sizes: no list of numbers: {options.growth_sizes}")
+        parser.error("--growth-sizes and --chain-lengths are lists of numbers")
     # Always in this order: the restores use the backups.
     options.parts = [part for part in PARTS if part in options.parts]
     return options
@@ -101,6 +106,7 @@ def own_copy(program: Path, work: Path) -> Path:
 
 
 def run(options: argparse.Namespace, socket: Path) -> None:
+    system.is_patient = not options.rehearse
     work = system.make_work_directory(options.work.resolve())
     system.make_directory(socket)
     system.make_directory(work / "log")
@@ -117,6 +123,7 @@ def run(options: argparse.Namespace, socket: Path) -> None:
         given_cluster=options.cluster.resolve() if options.cluster else None,
         repeat=options.repeat,
         wal_seconds=options.wal_seconds,
+        chain_lengths=options.chain_lengths,
         impact_seconds=options.impact_seconds,
         impact_rate=options.impact_rate,
         growth_sizes=options.growth_sizes,

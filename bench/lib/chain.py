@@ -12,8 +12,6 @@ from lib.results import Comparison, PartResult, Row, mib
 from lib.system import BenchError
 from lib.tools import FULL, INCREMENTAL, BackupTool, Holdfast
 
-# After so many incrementals there is a restore.
-LENGTHS = (1, 10, 50)
 EDITED = 0.001
 APPENDED = 0.001
 PEER = "holdfast full"
@@ -26,17 +24,17 @@ def run(context: Context) -> PartResult:
     with Live(context, context.workload.cluster, more=more) as live:
         for tool in live.tools:
             live.backup(tool, FULL)
-        for length in range(1, LENGTHS[-1] + 1):
+        for length in range(1, context.chain_lengths[-1] + 1):
             seed = round(length * 0.013, 3)
             changes.edits(live.server, seed, EDITED)
             changes.appends(live.server, seed, APPENDED)
             live.settle()
             for tool in live.tools:
                 live.backup(tool, INCREMENTAL)
-            if length in LENGTHS:
+            if length in context.chain_lengths:
                 samples += restores(context, live, length)
         for tool in live.tools:
-            if (kinds := tool.kinds()) != [FULL] + [INCREMENTAL] * LENGTHS[-1]:
+            if (kinds := tool.kinds()) != [FULL] + [INCREMENTAL] * context.chain_lengths[-1]:
                 raise BenchError(f"the chain of {tool.name} is not one of incrementals: {kinds}")
     peers = [(tool.name, tool.version) for tool in live.tools[1:]]
     about = {**context.about_workload(), **{tool.name: tool.version for tool in more}}
@@ -72,7 +70,7 @@ def restores(context: Context, live: Live, length: int) -> list[Sample]:
 
 def rows(context: Context, samples: list[Sample], peers: list[tuple[str, str]]) -> list[Row]:
     found = []
-    for length in LENGTHS:
+    for length in context.chain_lengths:
         by_tool = {s.tool: [t for t in samples if t.tool == s.tool and t.case == f"chain{length}"] for s in samples}
         for name, version in [(PEER, context.holdfast.version), *peers]:
             case = f"chain{length}" + ("" if name == PEER else f"_{name.removeprefix('pg_')}")

@@ -34,6 +34,8 @@ class Context:
     given_cluster: Path | None
     repeat: int
     wal_seconds: int
+    # After so many incrementals there is a restore.
+    chain_lengths: list[int]
     impact_seconds: int
     impact_rate: int
     growth_sizes: list[float]
@@ -97,7 +99,9 @@ class Context:
             "data": data,
             "holdfast": f"{self.holdfast.version} ({self.commit or 'no commit'})",
             **peers,
-            "PostgreSQL": system.command_output([str(programs / "postgres"), "--version"]).removeprefix("postgres (PostgreSQL) "),
+            "PostgreSQL": system.command_output([str(programs / "postgres"), "--version"]).removeprefix(
+                "postgres (PostgreSQL) "
+            ),
             **system.describe(self.work),
         }
 
@@ -109,4 +113,3 @@ class Context:
         # Not every part compares with it.
         peers = {"pgBackRest": self.pgbackrest.version} if self.pgbackrest_program.name else {}
         return self.about(programs, data, peers)
-

@@ -94,7 +94,19 @@ def turn(context: Context, live: Live, script: Path, newest: int, tool: BackupTo
     prefix = context.work / "impact"
     for old in context.work.glob("impact.[0-9]*"):
         system.remove(old)
-    options = ["-n", "-M", "prepared", "-c", str(CLIENTS), "-j", str(THREADS), "-R", str(context.impact_rate), "-f", str(script)]
+    options = [
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        str(CLIENTS),
+        "-j",
+        str(THREADS),
+        "-R",
+        str(context.impact_rate),
+        "-f",
+        str(script),
+    ]
     options += ["-T", str(LEAD_SECONDS + context.impact_seconds), "-D", f"oldest={max(1, newest - RECENT)}"]
     options += ["-D", f"newest={newest}", "-l", f"--log-prefix={prefix}", DATABASE]
     log = context.work / "log" / "impact.log"
@@ -134,7 +146,9 @@ def turn(context: Context, live: Live, script: Path, newest: int, tool: BackupTo
         "load": (server + usage.ru_utime + usage.ru_stime) / (wall * system.CPUS),
     }
     if len(latencies) < TRANSACTIONS_MIN:
-        context.say(f"impact: {len(latencies):,} transactions are few for a p99: a higher --impact-rate, or more --impact-seconds")
+        context.say(
+            f"impact: {len(latencies):,} transactions are few for a p99: a higher --impact-rate, or more --impact-seconds"
+        )
     return sample
 
 

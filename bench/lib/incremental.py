@@ -94,7 +94,9 @@ def changed(live: Live, change: Callable[[Server, float], int], seed: float) -> 
 
 
 def comparison(context: Context, case: str, samples: list[Sample], size_gib: float, peer: BackupTool) -> Comparison:
-    ours, of_peer = ([s for s in samples if s.case == case and s.tool == name] for name in (context.holdfast.name, peer.name))
+    ours, of_peer = (
+        [s for s in samples if s.case == case and s.tool == name] for name in (context.holdfast.name, peer.name)
+    )
     return Comparison(ours, of_peer, peer.name, peer.version, size_gib, context.at)
 
 

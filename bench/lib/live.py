@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from lib import measure as measuring
 from lib import system
@@ -56,7 +57,7 @@ class Live:
         self._following: dict[str, Process] = {}
         self.server: Server
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> Self:
         system.remove(self.directory)
         system.make_directory(self.directory)
         log = self._context.work / "log" / "live.log"

@@ -24,8 +24,10 @@ def plot(title: str, below: str, panels: list[Panel]) -> str:
     """All panels beside each other, with one title and one legend."""
     width = WIDTH * len(panels)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'
-        ' font-family="sans-serif" font-size="11">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'
+            ' font-family="sans-serif" font-size="11">'
+        ),
         '<rect width="100%" height="100%" fill="white"/>',
         _text(LEFT, 18, title, size=13),
     ]

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 
 from lib import measure, system
 from lib.system import BenchError, Cpu
@@ -32,7 +33,11 @@ SETTINGS = {
 
 def installed() -> dict[int, Path]:
     """Where the programs of each major version are: Debian's, and what `scripts/install-postgres-18.sh` unpacked."""
-    roots = [os.environ.get("HOLDFAST_PG_ROOT"), "/var/cache/holdfast/postgresql", Path.home() / ".cache/holdfast/postgresql"]
+    roots = [
+        os.environ.get("HOLDFAST_PG_ROOT"),
+        "/var/cache/holdfast/postgresql",
+        Path.home() / ".cache/holdfast/postgresql",
+    ]
     servers = [found for root in roots if root for found in Path(root).glob("*/usr/lib/postgresql/*/bin/initdb")]
     servers += Path("/usr/lib/postgresql").glob("*/bin/initdb")
     # Of the same version, Debian's own.
@@ -107,7 +112,7 @@ class Server:
         argv = [str(self.programs / "pg_ctl"), "-D", str(self.cluster), "-W", "-s", "-l", str(self.log)]
         measure.run([*argv, "-o", " ".join(options), "start"], self.log)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         try:
             self.launch()
             self.wait_for("select 1")
@@ -200,7 +205,8 @@ class Server:
 
     def _psql(self, sql: str, database: str) -> subprocess.CompletedProcess[str]:
         argv = self.program("psql", "-d", database, "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql)
-        return subprocess.run(system.as_server_user(argv), capture_output=True, text=True, env=system.environment())
+        argv = system.as_server_user(argv)
+        return subprocess.run(argv, capture_output=True, text=True, env=system.environment(), check=False)
 
 
 def _quoted(value: str) -> str:

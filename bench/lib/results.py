@@ -116,7 +116,8 @@ def store(directory: Path, result: PartResult) -> None:
     rows = [row for row in _read(directory / RESULTS, []) if row["name"] not in replaced]
     rows = sorted([*rows, *map(asdict, result.rows)], key=lambda row: row["name"].split("."))
     samples = [sample.as_json() for sample in result.samples]
-    runs[result.part] = {"about": result.about, "names": names, "samples": samples}
+    pictures = [name for name in result.files if name.endswith(".svg")]
+    runs[result.part] = {"about": result.about, "names": names, "pictures": pictures, "samples": samples}
     runs = dict(sorted(runs.items()))
     _write(directory / RESULTS, json.dumps(rows, indent=2, ensure_ascii=False))
     _write(directory / RUNS, json.dumps(runs, indent=1, ensure_ascii=False))
@@ -149,6 +150,8 @@ def table(rows: list[dict], runs: dict) -> str:
         about = run["about"]
         lines += ["", f"## {part}", ""]
         lines += [f"* {name}: {value}" for name, value in about.items()]
+        for picture in run.get("pictures", []):
+            lines += ["", f"![{part}]({picture})"]
         lines += ["", "Every run, in the order they were made:", ""]
         lines += _runs(run["samples"])
     return "\n".join(lines)
@@ -165,7 +168,9 @@ def _shown(runs: dict) -> Callable[[dict], list[str]]:
         # Of the runs that this figure comes from.
         tools = ("holdfast", row["peer_name"])
         of_part = [run["samples"] for run in runs.values() if row["name"] in run["names"]]
-        cases = ("", row["name"].split(".", 1)[0])
+        named = row["name"].split(".", 1)[0]
+        # A name may end with that of the peer.
+        cases = ("", named, named.removesuffix(f"_{row['peer_name'].removeprefix('pg_')}"))
         samples = [s for samples in of_part for s in samples if s["tool"] in tools and s.get("case", "") in cases]
         noise = max((s["noise"] for s in samples), default=0)
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -180,7 +185,17 @@ def _shown(runs: dict) -> Callable[[dict], list[str]]:
 def _runs(samples: list[dict]) -> list[str]:
     names = list(dict.fromkeys(name for sample in samples for name in sample["details"]))
     has_cases = any(sample.get("case") for sample in samples)
-    heads = [*(["case"] if has_cases else []), "tool", "wall s", "user s", "system s", "server CPU s", "memory MiB", "largest process MiB", "noise"]
+    heads = [
+        *(["case"] if has_cases else []),
+        "tool",
+        "wall s",
+        "user s",
+        "system s",
+        "server CPU s",
+        "memory MiB",
+        "largest process MiB",
+        "noise",
+    ]
     heads += ["kernel threads CPU s", "cold", *(name.replace("_", " ") for name in names)]
     return _lines(
         heads,

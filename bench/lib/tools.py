@@ -11,6 +11,7 @@ import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 from lib import measure, system
 from lib.measure import Process
@@ -31,7 +32,7 @@ class BackupTool(ABC):
     name: str
     version: str
     # What the server needs to be started with.
-    server_settings: dict[str, str] = {}
+    server_settings: ClassVar[dict[str, str]] = {}
     # The server reads the files and sends them.
     reads_in_server = False
     kinds_made: tuple[str, ...] = (FULL, DIFFERENTIAL, INCREMENTAL)
@@ -133,7 +134,7 @@ class PgBackRest(BackupTool):
     """Encrypted, zstd level 3, block and bundle storage, two processes; the log by its archive_command."""
 
     name = "pgbackrest"
-    _KINDS = {FULL: "full", DIFFERENTIAL: "diff", INCREMENTAL: "incr"}
+    _KINDS: ClassVar = {FULL: "full", DIFFERENTIAL: "diff", INCREMENTAL: "incr"}
 
     def __init__(self, work: Path, program: Path, workload: Path) -> None:
         super().__init__(work)
@@ -232,7 +233,11 @@ class PlainZstd(BackupTool):
     def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
         to = self.repository / "cluster.tar.zst"
         # Without the log, which the backups have little of.
-        return ["bash", "-c", f"set -o pipefail; tar -c --exclude=pg_wal -C '{self._cluster}' . | {ZSTD} >'{to}'; sync '{to}'"]
+        return [
+            "bash",
+            "-c",
+            f"set -o pipefail; tar -c --exclude=pg_wal -C '{self._cluster}' . | {ZSTD} >'{to}'; sync '{to}'",
+        ]
 
 
 class PgIncremental(BackupTool):
@@ -242,7 +247,7 @@ class PgIncremental(BackupTool):
     """
 
     name = "pg_basebackup"
-    server_settings = {"summarize_wal": "on"}
+    server_settings: ClassVar[dict[str, str]] = {"summarize_wal": "on"}
     reads_in_server = True
     VERSION_MIN = 17
 
@@ -363,8 +368,8 @@ class Barman(BackupTool):
         return self.command("recover", STANZA, "latest", str(to))
 
     def stored_bytes(self) -> int:
-        """Each file once, however many links it has."""
-        return system.apparent_bytes(self.repository, is_linked=True)
+        """Each file once, however many links it has. Without the log, as it deletes what is older than the backups."""
+        return system.apparent_bytes(self.repository / STANZA / "base", is_linked=True)
 
 
 class Receiver(ABC):

@@ -65,9 +65,7 @@ def run(context: Context) -> PartResult:
 
 
 def rows(context: Context, samples: list[Sample], receiver: PgReceiveWal, size_gib: float) -> list:
-    ours, peer, none = (
-        [s for s in samples if s.tool == name] for name in (context.holdfast.name, receiver.name, "none")
-    )
+    ours, peer, none = ([s for s in samples if s.tool == name] for name in (context.holdfast.name, receiver.name, "none"))
     pair = Comparison(ours, peer, receiver.name, receiver.version, size_gib, context.at)
     alone = Comparison(ours, none, "none", "", size_gib, context.at)
     return [
