@@ -36,7 +36,7 @@ DISK = {
     "full": (1, 1.0),
     "restore": (1, 2.0),
     "delta": (2, 3.2),
-    "incremental": (3, 6.5),
+    "incremental": (3, 7.5),
     "chain": (4, 14.0),
     "replay": (5, 2.5),
     "impact": (5, 3.5),

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from lib import changes, cluster, postgres, system
 from lib.context import Context
-from lib.incremental import changed, rows, seed
+from lib.incremental import changed, comparison, figures, seed
 from lib.live import Live, told
 from lib.measure import Sample
 from lib.plot import Panel, plot
 from lib.results import PartResult, Row
-from lib.tools import FULL, INCREMENTAL
+from lib.tools import FULL, INCREMENTAL, PgBackRest
 
 CHANGED_MIB = 64
 PICTURE = "growth.svg"
@@ -29,6 +29,7 @@ def run(context: Context) -> PartResult:
     samples: list[Sample] = []
     found: list[Row] = []
     programs = postgres.newest_programs()
+    about_peer: dict[str, str] = {}
     for size in context.growth_sizes:
         there = cluster.made(size, context.work)
         factor = DISK_FACTOR - (1 if there else 0)
@@ -39,7 +40,9 @@ def run(context: Context) -> PartResult:
             with cluster.borrowed(made):
                 samples += one_turn(context, made, case, turn)
         size_gib = round(system.apparent_bytes(made / "base") / (1 << 30), 2)
-        found += rows(context, case, samples, size_gib)
+        peer = PgBackRest(context.work, context.pgbackrest_program, made)
+        about_peer = {peer.name: peer.version}
+        found += figures(comparison(context, case, samples, size_gib, peer), case)
         programs = postgres.programs_for(made)
         if not there and not context.keep:
             # Of the largest there is no room for two.
@@ -48,7 +51,7 @@ def run(context: Context) -> PartResult:
     about = context.about(
         programs,
         f"made by the lab, {sizes} GiB; {CHANGED_MIB} MiB of pages changed in each",
-        {context.pgbackrest.name: context.pgbackrest.version},
+        about_peer,
     )
     return PartResult("growth", found, samples, about, {PICTURE: picture(found)})
 

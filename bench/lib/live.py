@@ -190,6 +190,7 @@ class Live:
             sample.details["packed_bytes"] = packed
         if (found := tool.kinds()[-1]) != kind:
             raise BenchError(f"{tool.name} made a {found} backup instead of the {kind}; see {tool.log}")
+        tool.tidy()
         return sample
 
 

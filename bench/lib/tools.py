@@ -80,6 +80,9 @@ class BackupTool(ABC):
         """What the last backup would take if it were compressed; of a tool that does not do that itself."""
         return None
 
+    def tidy(self) -> None:
+        """Off the clock, after a measured backup: drops what nobody needs and the disk has no room for."""
+
     def stored_bytes(self) -> int:
         return system.apparent_bytes(self.repository)
 
@@ -308,6 +311,7 @@ class Barman(BackupTool):
         self._programs = programs
         self.version = _last_version(["barman", "--version"])
         self.config = self.directory / "barman.conf"
+        self._is_tidied = False
 
     @staticmethod
     def is_there() -> bool:
@@ -317,6 +321,7 @@ class Barman(BackupTool):
         return ["barman", "-c", str(self.config), "-q", *arguments]
 
     def set_up(self, server: Server) -> None:
+        self._is_tidied = False
         options = {
             "barman_home": self.repository,
             "barman_user": system.SERVER_USER,
@@ -360,9 +365,17 @@ class Barman(BackupTool):
         return self.command("backup", STANZA)
 
     def kinds(self) -> list[str]:
-        """All but the first link to the one before."""
-        count = len(list((self.repository / STANZA / "base").iterdir()))
-        return [FULL] + [INCREMENTAL] * (count - 1)
+        """Of those that are there: the first of all copies everything, all others link to the one before."""
+        return [INCREMENTAL if self._is_tidied else FULL] + [INCREMENTAL] * (len(self._backups()) - 1)
+
+    def _backups(self) -> list[Path]:
+        return sorted((self.repository / STANZA / "base").iterdir())
+
+    def tidy(self) -> None:
+        """Each may be a copy of nearly everything: it keeps the newest."""
+        for old in self._backups()[:-1]:
+            measure.run(self.command("delete", STANZA, old.name), self.log)
+            self._is_tidied = True
 
     def restore_command(self, to: Path) -> list[str]:
         return self.command("recover", STANZA, "latest", str(to))
