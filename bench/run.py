@@ -133,21 +133,36 @@ def run(options: argparse.Namespace, socket: Path) -> None:
     )
     if not system.IS_ROOT:
         context.say("not root: the page cache stays warm, which the results will say")
+    check_disk(context)
     if options.prepare:
         prepare(context)
         return
     options.results.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
-        if part in DISK:
-            base, factor = DISK[part]
-            size_gib = context.workload.size_gib if part in NEED_WORKLOAD else 0
-            system.check_disk(work, (base + factor * size_gib) * (1 << 30), f"{part} with {size_gib:g} GiB")
         result = PARTS[part](context)
         results.store(options.results, result)
         noise = max(sample.noise for sample in result.samples)
         if noise > results.NOISY:
             context.say(f"{part}: up to {noise:.0%} of the machine went elsewhere; do not publish these figures")
     context.say(f"done; see {options.results / results.TABLE}")
+
+
+def check_disk(context: Context) -> None:
+    """Before anything begins: that of the part which takes the most, and of the workload if it has to be made."""
+    gib = 1 << 30
+    if context.given_cluster:
+        size, missing = context.workload.size_gib, 0.0
+    else:
+        size = context.size_gib
+        missing = 0.0 if cluster.made(size, context.work) else size
+    for part in set(context.parts) & set(DISK):
+        base, factor = DISK[part]
+        needed = base + factor * size + (missing if part in NEED_WORKLOAD else 0)
+        system.check_disk(context.work, needed * gib, f"{part} with {size:g} GiB")
+    if "growth" in context.parts:
+        largest = max(context.growth_sizes)
+        needed = growth.DISK_FACTOR * largest - (largest if cluster.made(largest, context.work) else 0)
+        system.check_disk(context.work, needed * gib, f"growth with {largest:g} GiB")
 
 
 def prepare(context: Context) -> None:

@@ -225,9 +225,9 @@ class PlainZstd(BackupTool):
 
     def __init__(self, work: Path, cluster: Path) -> None:
         super().__init__(work)
-        self.version = _last_version(["zstd", "--version"])
-        if not self.version:
+        if not shutil.which("zstd"):
             raise BenchError("no zstd: install Debian's package `zstd`")
+        self.version = _last_version(["zstd", "--version"])
         self._cluster = cluster
 
     def set_up(self, server: Server) -> None:
