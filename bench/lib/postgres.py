@@ -38,7 +38,7 @@ def installed() -> dict[int, Path]:
         "/var/cache/holdfast/postgresql",
         Path.home() / ".cache/holdfast/postgresql",
     ]
-    servers = [found for root in roots if root for found in Path(root).glob("*/usr/lib/postgresql/*/bin/initdb")]
+    servers = [found for root in roots if root for found in Path(root).glob("[0-9]*/usr/lib/postgresql/*/bin/initdb")]
     servers += Path("/usr/lib/postgresql").glob("*/bin/initdb")
     # Of the same version, Debian's own.
     return {int(server.parts[-3]): server.parent for server in servers if server.parts[-3].isdigit()}
