@@ -9,7 +9,7 @@ use holdfast_types::PackId;
 use crate::BackupError;
 use crate::base::{Base, BaseFrame};
 use crate::scan::Other;
-use crate::worker::{BASE_FRAME, Output};
+use crate::worker::{BASE_FRAME, Output, ReadFile};
 
 /// A map object describes at most about so many frames and entries, so that a reader who wants one file reads little.
 const FRAMES_PER_MAP: usize = 8192;
@@ -35,11 +35,7 @@ pub(crate) fn assemble(outputs: &mut [Output], others: &[Other], base: Option<&B
         })
         .collect();
     for (worker, output) in outputs.iter_mut().enumerate() {
-        items.extend(output.files.drain(..).map(|file| {
-            let kind = EntryKind::File { size: file.size, runs: file.runs };
-            let entry = Entry { path: file.task.name, mode: file.task.mode, modified: file.task.modified, kind };
-            Item { entry, worker }
-        }));
+        items.extend(output.files.drain(..).map(|file| Item { entry: entry(file), worker }));
     }
     items.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
     // A path can be listed twice if it was made anew while its directory was read.
@@ -57,6 +53,30 @@ pub(crate) fn assemble(outputs: &mut [Output], others: &[Other], base: Option<&B
         maps.push(builder.map);
     }
     maps
+}
+
+fn entry(file: ReadFile) -> Entry {
+    let kind = EntryKind::File { size: file.size, runs: file.runs };
+    Entry { path: file.task.name, mode: file.task.mode, modified: file.task.modified, kind }
+}
+
+/// A map of some of the files that one worker has read so far, all of whose frames are in packs that are complete; with
+/// those packs.
+pub(crate) fn part<'a>(
+    files: impl Iterator<Item = &'a ReadFile>,
+    output: &Output,
+    base: Option<&Base>,
+) -> Result<(Map, Vec<PackSize>), BackupError> {
+    let mut entries: Vec<Entry> = files.map(|file| entry(file.clone())).collect();
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    entries.dedup_by(|a, b| a.path == b.path);
+    let mut builder = Builder::default();
+    let outputs = std::slice::from_ref(output);
+    for entry in entries {
+        builder.add(Item { entry, worker: 0 }, outputs, base);
+    }
+    let packs = pack_sizes(std::slice::from_ref(&builder.map), outputs, base)?;
+    Ok((builder.map, packs))
 }
 
 /// Where a frame comes from: one that a worker wrote, or one of the base.

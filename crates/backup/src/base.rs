@@ -1,23 +1,39 @@
-//! The snapshot that an incremental or differential backup builds on.
+//! What a backup builds on: an earlier snapshot, or full backups that were interrupted.
 
 use std::collections::HashMap;
 
-use holdfast_format::manifest::{Manifest, SnapshotKind, Summary};
+use holdfast_format::manifest::{DamagedPage, PackSize, SnapshotKind, Summary};
 use holdfast_format::map::{Entry, EntryKind, FrameRef, Map, PackRef, Run};
+use holdfast_format::unfinished::Part;
 use holdfast_pgformat::ControlFile;
 use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::Keyring;
-use holdfast_types::PackId;
+use holdfast_types::{Lsn, Micros, PackId, SnapshotId, Timeline};
 
 use crate::BackupError;
 
 /// A frame of the base: which of its maps, and which frame there.
 pub(crate) type BaseFrame = (u32, u32);
 
+/// Where in the log the files of a base belong.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    /// Of the snapshot; or the one that the newest of the interrupted backups would have been.
+    pub id: SnapshotId,
+    pub timeline: Timeline,
+    /// The files hold all that was written before this ...
+    pub start_lsn: Lsn,
+    /// ... and nothing that was written after this.
+    pub stop_lsn: Lsn,
+}
+
 /// The files of an earlier snapshot, and where their bytes are.
 #[derive(Debug)]
 pub(crate) struct Base {
-    pub manifest: Manifest,
+    pub origin: Origin,
+    /// Whether the files are those of backups that were interrupted.
+    pub is_unfinished: bool,
+    pub damage: Vec<DamagedPage>,
     maps: Vec<Map>,
     /// Map and entry by path.
     entries: HashMap<Vec<u8>, (u32, u32)>,
@@ -71,17 +87,69 @@ impl Base {
             // `pg_checksums` writes every page, and the log says nothing of it.
             return Ok(Err(format!("checksums were switched since snapshot {}", summary.id)));
         }
-        let mut maps = Vec::new();
-        let mut entries = HashMap::new();
+        let Summary { id, timeline, start_lsn, stop_lsn, .. } = manifest.summary;
+        let origin = Origin { id, timeline, start_lsn, stop_lsn };
+        let mut base = Self::new(origin, false);
+        base.damage = manifest.damage;
         for reference in &manifest.maps {
-            let map = keyring.map(reference.id).await?;
-            for (number, entry) in map.entries.iter().enumerate() {
-                entries.insert(entry.path.clone(), (maps.len() as u32, number as u32));
-            }
-            maps.push(map);
+            base.add(keyring.map(reference.id).await?, &manifest.packs);
         }
-        let packs = manifest.packs.iter().map(|pack| (pack.id, pack.bytes)).collect();
-        Ok(Ok(Self { manifest, maps, entries, packs }))
+        Ok(Ok(base))
+    }
+
+    /// What full backups that were interrupted have stored since the last one that was not; `None` if there is nothing.
+    pub(crate) async fn unfinished(
+        keyring: &Keyring,
+        source: &str,
+        info: &ServerInfo,
+    ) -> Result<Option<Self>, BackupError> {
+        let parts = keyring.unfinished(source).await?;
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let snapshots = keyring.repository().snapshots(source).await?;
+        let fulls = snapshots.into_iter().filter_map(|entry| entry.summary.ok());
+        let last = fulls.filter(|full| full.kind == SnapshotKind::Full).map(|full| full.started_at).max();
+        let usable = usable(parts, last, info);
+        let Some(newest) = usable.last() else { return Ok(None) };
+        let origin = Origin {
+            id: newest.id.clone(),
+            timeline: newest.timeline,
+            start_lsn: usable.iter().map(|part| part.start_lsn).min().unwrap_or(newest.start_lsn),
+            stop_lsn: usable.iter().map(|part| part.read_lsn).max().unwrap_or(newest.read_lsn),
+        };
+        let mut base = Self::new(origin, true);
+        for part in &usable {
+            match keyring.map(part.map.id).await {
+                Ok(map) => base.add(map, &part.packs),
+                // Its files are read again.
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(%error, "part of an interrupted backup is not used");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(base))
+    }
+
+    fn new(origin: Origin, is_unfinished: bool) -> Self {
+        Self {
+            origin,
+            is_unfinished,
+            damage: Vec::new(),
+            maps: Vec::new(),
+            entries: HashMap::new(),
+            packs: HashMap::new(),
+        }
+    }
+
+    /// Of a file that is there twice the one that is added last counts.
+    fn add(&mut self, map: Map, packs: &[PackSize]) {
+        for (number, entry) in map.entries.iter().enumerate() {
+            self.entries.insert(entry.path.clone(), (self.maps.len() as u32, number as u32));
+        }
+        self.maps.push(map);
+        self.packs.extend(packs.iter().map(|pack| (pack.id, pack.bytes)));
     }
 
     /// A file's size and runs, and the number of the map whose frames they count.
@@ -104,4 +172,21 @@ impl Base {
     pub(crate) fn pack_bytes(&self, pack: PackId) -> Option<u64> {
         self.packs.get(&pack).copied()
     }
+}
+
+/// Parts of this cluster as it is now, of the newest timeline that there are any of, begun after the last full backup.
+fn usable(parts: Vec<Part>, last_full: Option<Micros>, info: &ServerInfo) -> Vec<Part> {
+    let mut usable: Vec<Part> = parts
+        .into_iter()
+        .filter(|part| {
+            part.system_id == info.system_id
+                && part.server_version / 10_000 == info.version.0 / 10_000
+                && part.checksums == info.data_checksums
+                && last_full.is_none_or(|last| part.started_at > last)
+        })
+        .collect();
+    usable.sort_by_key(|part| (part.timeline, part.started_at));
+    let newest = usable.last().map(|part| part.timeline);
+    usable.retain(|part| Some(part.timeline) == newest);
+    usable
 }

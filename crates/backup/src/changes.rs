@@ -3,12 +3,12 @@
 
 use holdfast_changes::ChangeMap;
 use holdfast_format::codec::Compressor;
-use holdfast_format::manifest::Summary;
 use holdfast_pgformat::{Record, TimelineHistory, WalDecoder};
 use holdfast_repository::{Epoch, Keyring, Lineage, LogRange, RepositoryError, SealedLog, StoredChanges};
 use holdfast_types::{Lsn, Segment, Timeline};
 
 use crate::BackupError;
+use crate::base::Origin;
 
 /// Which log to look at.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Between {
 /// What changed from the start of `base` to `end` on `timeline`; or why that cannot be known.
 pub(crate) async fn between(
     log: &Log<'_>,
-    base: &Summary,
+    base: &Origin,
     timeline: Timeline,
     end: Lsn,
 ) -> Result<Result<Between, String>, BackupError> {

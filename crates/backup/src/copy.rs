@@ -2,20 +2,24 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use holdfast_format::manifest::{MapRef, PackSize};
+use holdfast_format::map::Map;
+use holdfast_format::unfinished::Part;
 use holdfast_postgres::backup_api::BackupSession;
-use holdfast_repository::Epoch;
+use holdfast_repository::{Epoch, RepositoryError};
 use holdfast_runtime::{Cancel, Pace, RateLimit, lower_thread};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use holdfast_types::Lsn;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::BackupError;
 use crate::base::Base;
 use crate::impact::{Impact, Probe};
 use crate::scan::Scan;
 use crate::snapshot::Job;
-use crate::worker::{FullPack, Output, Shared, work};
+use crate::worker::{Output, Sealed, Shared, work};
 
 /// Pages of a relation's segment file, 1 GiB: PostgreSQL's default, which every distribution keeps.
 pub(crate) const RELSEG_BLOCKS: u32 = 131_072;
@@ -27,6 +31,7 @@ impl Job<'_> {
         listed: &mut Scan,
         session: &mut BackupSession,
         probe: Option<&mut Probe>,
+        part: Option<Part>,
     ) -> Result<Vec<Output>, BackupError> {
         let Self { epoch, options, info, progress, cancel, .. } = self;
         let mut files = std::mem::take(&mut listed.files);
@@ -39,6 +44,7 @@ impl Job<'_> {
         let shared = Arc::new(Shared {
             queue: Mutex::new(files.into()),
             epoch: epoch.clone(),
+            offers_parts: part.is_some(),
             base,
             level: options.level,
             check_pages: info.data_checksums.then_some(RELSEG_BLOCKS),
@@ -50,7 +56,16 @@ impl Job<'_> {
         });
         let parallel = options.parallel.max(1);
         let (sender, receiver) = mpsc::channel(1);
-        let uploader = tokio::spawn(upload(epoch.clone(), receiver, parallel));
+        let (position, positions) = watch::channel(None);
+        let uploader = Uploader {
+            epoch: epoch.clone(),
+            parallel,
+            running: JoinSet::new(),
+            head: part,
+            waiting: Vec::new(),
+            stored_parts: 0,
+        };
+        let uploader = tokio::spawn(uploader.run(receiver, positions));
         let mut workers = Vec::new();
         for _ in 0..parallel {
             match start_worker(&shared, sender.clone(), &options.impact) {
@@ -64,7 +79,7 @@ impl Job<'_> {
         drop(sender);
         let watched = async {
             tokio::select! {
-                error = watch_session(session, cancel) => error,
+                error = watch_session(session, &position, cancel) => error,
                 never = watch_latency(probe, &pace) => match never {},
             }
         };
@@ -96,7 +111,7 @@ impl Job<'_> {
 /// A thread of its own, because a priority that was lowered cannot be raised again.
 fn start_worker(
     shared: &Arc<Shared>,
-    packs: mpsc::Sender<FullPack>,
+    sealed: mpsc::Sender<Sealed>,
     impact: &Impact,
 ) -> Result<oneshot::Receiver<Result<Output, BackupError>>, BackupError> {
     let (sender, receiver) = oneshot::channel();
@@ -107,7 +122,7 @@ fn start_worker(
             tracing::warn!(%error, "the priority of a worker could not be lowered");
         }
         let cancel = shared.cancel.clone();
-        let outcome = work(shared, packs);
+        let outcome = work(shared, sealed);
         if outcome.is_err() {
             cancel.cancel();
         }
@@ -141,38 +156,106 @@ async fn conclude(
     }
 }
 
-/// Ends with an error when the backup's session is gone, or somebody cancels.
-async fn watch_session(session: &mut BackupSession, cancel: &Cancel) -> BackupError {
+/// Ends with an error when the backup's session is gone, or somebody cancels; tells meanwhile how far the server is.
+async fn watch_session(
+    session: &mut BackupSession,
+    position: &watch::Sender<Option<Position>>,
+    cancel: &Cancel,
+) -> BackupError {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
             () = cancel.cancelled() => return holdfast_runtime::Cancelled.into(),
         }
-        if let Err(error) = session.check_alive(Duration::from_mins(1)).await {
-            return BackupError::Api(error);
+        let asked_at = Instant::now();
+        match session.position(Duration::from_mins(1)).await {
+            Ok(lsn) => drop(position.send_replace(Some(Position { asked_at, lsn }))),
+            Err(error) => return BackupError::Api(error),
         }
     }
 }
 
-/// Stores packs as they come, a few at a time.
-async fn upload(epoch: Epoch, mut packs: mpsc::Receiver<FullPack>, parallel: usize) -> Result<(), BackupError> {
-    let mut running = tokio::task::JoinSet::new();
-    while let Some(pack) = packs.recv().await {
-        while running.len() >= parallel {
-            join(&mut running).await?;
-        }
-        let epoch = epoch.clone();
-        running.spawn(async move { epoch.put_pack(pack.bytes, pack.id).await });
-    }
-    while !running.is_empty() {
-        join(&mut running).await?;
-    }
-    Ok(())
+/// What was read before it was asked holds nothing that was written later.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    asked_at: Instant,
+    lsn: Lsn,
 }
 
-async fn join(
-    running: &mut tokio::task::JoinSet<Result<(), holdfast_repository::RepositoryError>>,
-) -> Result<(), BackupError> {
+/// Stores what the workers seal.
+struct Uploader {
+    epoch: Epoch,
+    /// How many packs are stored at once.
+    parallel: usize,
+    running: JoinSet<Result<(), RepositoryError>>,
+    /// What all parts have in common; nothing if none is wanted.
+    head: Option<Part>,
+    /// Parts whose packs are durable, until it is known how far the server was when they were read.
+    waiting: Vec<(Instant, Map, Vec<PackSize>)>,
+    stored_parts: u32,
+}
+
+impl Uploader {
+    async fn run(
+        mut self,
+        mut sealed: mpsc::Receiver<Sealed>,
+        mut position: watch::Receiver<Option<Position>>,
+    ) -> Result<(), BackupError> {
+        loop {
+            let next = tokio::select! {
+                next = sealed.recv() => next,
+                Ok(()) = position.changed() => {
+                    let position = *position.borrow_and_update();
+                    if let Some(position) = position {
+                        self.store_parts(position).await;
+                    }
+                    continue;
+                }
+            };
+            match next {
+                None => break,
+                Some(Sealed::Pack { bytes, id }) => {
+                    while self.running.len() >= self.parallel {
+                        join(&mut self.running).await?;
+                    }
+                    let epoch = self.epoch.clone();
+                    self.running.spawn(async move { epoch.put_pack(bytes, id).await });
+                }
+                Some(Sealed::Part { map, packs }) => {
+                    while !self.running.is_empty() {
+                        join(&mut self.running).await?;
+                    }
+                    self.waiting.push((Instant::now(), map, packs));
+                }
+            }
+        }
+        while !self.running.is_empty() {
+            join(&mut self.running).await?;
+        }
+        Ok(())
+    }
+
+    /// A part that cannot be stored is no loss: without it more is read again after an interruption.
+    async fn store_parts(&mut self, position: Position) {
+        let Some(head) = self.head.clone() else { return };
+        let is_known = |(read_at, ..): &mut (Instant, Map, Vec<PackSize>)| *read_at < position.asked_at;
+        for (_, map, packs) in self.waiting.extract_if(.., is_known).collect::<Vec<_>>() {
+            let entries = map.entries.len() as u64;
+            let stored = async {
+                let (id, bytes) = self.epoch.put_map(&map).await?;
+                let map = MapRef { id, bytes, entries };
+                let part = Part { read_lsn: position.lsn, map, packs, ..head.clone() };
+                self.epoch.put_unfinished(&part, self.stored_parts + 1).await
+            };
+            match stored.await {
+                Ok(()) => self.stored_parts += 1,
+                Err(error) => tracing::warn!(%error, "part of the backup cannot be offered to another one"),
+            }
+        }
+    }
+}
+
+async fn join(running: &mut JoinSet<Result<(), RepositoryError>>) -> Result<(), BackupError> {
     match running.join_next().await {
         Some(Ok(outcome)) => Ok(outcome?),
         Some(Err(_)) => Err(BackupError::Worker),

@@ -52,6 +52,10 @@ pub(crate) struct Scan {
 }
 
 impl Scan {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.iter().map(|task| task.size).sum()
+    }
+
     pub(crate) fn bytes_to_read(&self) -> u64 {
         self.files.iter().map(FileTask::bytes_to_read).sum()
     }

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use holdfast_format::manifest::{DamagedPage, Manifest, MapRef, SnapshotKind, Summary};
 use holdfast_format::map::Map;
-use holdfast_postgres::backup_api::{BackupSession, StartCheckpoint};
+use holdfast_format::unfinished::Part;
+use holdfast_postgres::backup_api::{BackupSession, BackupStart, StartCheckpoint};
 use holdfast_postgres::client::Client;
 use holdfast_postgres::conninfo::ConnInfo;
 use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::{Epoch, Keyring, Lineage, Repository, random};
 use holdfast_runtime::{Cancel, Phase, Progress};
-use holdfast_types::{ByteSize, Lsn, Micros, SnapshotId, Timeline};
+use holdfast_types::{ByteSize, Lsn, Micros, PackId, SnapshotId, Timeline};
 
 use crate::BackupError;
 use crate::assemble::{assemble, pack_sizes};
@@ -197,7 +198,12 @@ impl Job<'_> {
         let read_bytes = listed.bytes_to_read();
         progress.begin(Phase("copying"), read_bytes);
         let base = ground.as_ref().map(|ground| Arc::clone(&ground.base));
-        let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_mut()).await?;
+        if base.as_ref().is_some_and(|base| base.is_unfinished) {
+            let kept = listed.bytes().saturating_sub(read_bytes);
+            notes.push(format!("goes on from an interrupted backup: {} were not read again", ByteSize::new(kept)));
+        }
+        let part = self.part(&id, (timeline, &start));
+        let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_mut(), part).await?;
         notes.extend(probe.and_then(|probe| probe.seen.note(probe.limit())));
 
         progress.begin(Phase("ending the backup"), 0);
@@ -221,7 +227,7 @@ impl Job<'_> {
             id,
             source: options.source.clone(),
             kind: if ground.is_some() { options.kind } else { SnapshotKind::Full },
-            base: base.as_ref().map(|base| base.manifest.summary.id.clone()),
+            base: base.as_ref().filter(|base| !base.is_unfinished).map(|base| base.origin.id.clone()),
             server_version: info.version.0,
             system_id: info.system_id,
             timeline: stop.start_timeline,
@@ -255,6 +261,12 @@ impl Job<'_> {
         cancel.check()?;
         epoch.commit(&manifest).await?;
         tracing::info!(snapshot = %summary.id, "the snapshot exists");
+        if summary.kind == SnapshotKind::Full
+            && let Err(error) = epoch.repository().drop_unfinished(&summary.source, &summary.id).await
+        {
+            // A writer that may only write; the next backup passes them over.
+            tracing::debug!(%error, "parts of unfinished backups are left");
+        }
         if let (Some(ground), Some(log)) = (&ground, self.log())
             && let Err(error) = changes::merge(epoch, &log, &ground.between).await
         {
@@ -262,6 +274,25 @@ impl Job<'_> {
             tracing::warn!(%error, "change maps could not be merged");
         }
         Ok(BackupReport { summary, damage, incidents, notes, phases: progress.durations() })
+    }
+
+    /// What is stored of a full backup now and then while it is not done.
+    fn part(&self, id: &SnapshotId, (timeline, start): (Timeline, &BackupStart)) -> Option<Part> {
+        (self.options.kind == SnapshotKind::Full).then(|| Part {
+            id: id.clone(),
+            source: self.options.source.clone(),
+            server_version: self.info.version.0,
+            system_id: self.info.system_id,
+            timeline,
+            segment_size: self.info.wal_segment_size,
+            start_lsn: start.lsn,
+            read_lsn: start.lsn,
+            started_at: start.started_at,
+            from_standby: self.info.in_recovery,
+            checksums: self.info.data_checksums,
+            map: MapRef { id: PackId::new([0; 32]), bytes: 0, entries: 0 },
+            packs: Vec::new(),
+        })
     }
 
     /// Compares some pages that are said to be unchanged with what the base has.
@@ -274,7 +305,7 @@ impl Job<'_> {
         let mut incidents = Vec::new();
         let mismatches = match audit.run(&listed.files).await {
             Err(BackupError::Repository(error)) if error.is_damage() => {
-                let base = &ground.base.manifest.summary.id;
+                let base = &ground.base.origin.id;
                 return Ok(vec![format!("what snapshot {base} needs is damaged: {error}")]);
             }
             found => found?,
@@ -286,7 +317,7 @@ impl Job<'_> {
                 None => None,
             };
             let relation = relation.map(|relation| format!(" ({relation})")).unwrap_or_default();
-            let base = &ground.base.manifest.summary.id;
+            let base = &ground.base.origin.id;
             let name = String::from_utf8_lossy(&name);
             incidents.push(format!("page {page} of {name}{relation} is not what it was in snapshot {base}: {why}"));
         }
@@ -304,7 +335,11 @@ impl Job<'_> {
 
     /// The snapshot to build on, if one is wanted and there is one.
     async fn find_base(&self, notes: &mut Vec<String>) -> Result<Option<Base>, BackupError> {
-        let Some(keyring) = self.keyring.filter(|_| self.options.kind != SnapshotKind::Full) else { return Ok(None) };
+        let Some(keyring) = self.keyring else { return Ok(None) };
+        if self.options.kind == SnapshotKind::Full {
+            self.progress.begin(Phase("looking for an interrupted backup"), 0);
+            return Base::unfinished(keyring, &self.options.source, &self.info).await;
+        }
         self.progress.begin(Phase("reading the snapshot before"), 0);
         let found = match Base::find(keyring, &self.options.source, self.options.kind, &self.info).await {
             Err(BackupError::Repository(error)) if error.is_damage() => {
@@ -333,8 +368,9 @@ impl Job<'_> {
         let Some(changes) = self.log() else { return Ok(None) };
         self.progress.begin(Phase("finding what changed"), 0);
         let reaches = log.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, lsn), self.cancel);
+        let base_is_unfinished = base.is_unfinished;
         let outcome = if reaches.await? {
-            match changes::between(&changes, &base.manifest.summary, timeline, lsn).await {
+            match changes::between(&changes, &base.origin, timeline, lsn).await {
                 Err(BackupError::Repository(error)) if error.is_damage() => Err(error.to_string()),
                 outcome => outcome?,
             }
@@ -343,6 +379,11 @@ impl Job<'_> {
         };
         match outcome {
             Ok(between) => Ok(Some(Ground { base: Arc::new(base), between })),
+            Err(why) if base_is_unfinished => {
+                notes
+                    .push(format!("an interrupted backup was begun anew, because it is not known what changed: {why}"));
+                Ok(None)
+            }
             Err(why) => {
                 notes.push(format!("everything was read, because it is not known what changed: {why}"));
                 Ok(None)
@@ -354,7 +395,7 @@ impl Job<'_> {
 /// Says of every file which of its pages are to be read.
 fn choose_pages(listed: &mut Scan, ground: &Ground) {
     let mut damaged: HashMap<&[u8], Vec<u32>> = HashMap::new();
-    for page in &ground.base.manifest.damage {
+    for page in &ground.base.damage {
         damaged.entry(page.path.as_bytes()).or_default().push(page.block);
     }
     for task in &mut listed.files {

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_format::codec::{Compressor, Content};
-use holdfast_format::map::{PackRef, Run, RunSource};
+use holdfast_format::manifest::PackSize;
+use holdfast_format::map::{Map, PackRef, Run, RunSource};
 use holdfast_format::object::{FrameLocation, ObjectWriter};
 use holdfast_pgformat::page::PAGE_SIZE;
 use holdfast_repository::Epoch;
@@ -22,6 +23,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tokio::sync::mpsc;
 
 use crate::BackupError;
+use crate::assemble;
 use crate::base::{Base, BaseFrame};
 use crate::pages::{self, Suspect};
 use crate::scan::FileTask;
@@ -38,11 +40,17 @@ const READ_AHEAD: usize = 32;
 /// Sealed bytes at which a pack is complete.
 const PACK_BYTES: usize = 32 << 20;
 
+/// After so many packs, or so much time, what was read is offered as a part.
+const PACKS_OF_PART: usize = 4;
+const PART_INTERVAL: Duration = Duration::from_secs(30);
+
 /// What workers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub queue: Mutex<VecDeque<FileTask>>,
     pub epoch: Epoch,
+    /// Whether what is read is offered to a later backup while this one is not done.
+    pub offers_parts: bool,
     /// What unchanged pages are taken from.
     pub base: Option<Arc<Base>>,
     pub level: i32,
@@ -55,16 +63,23 @@ pub(crate) struct Shared {
     pub cancel: Cancel,
 }
 
-/// A finished pack on its way to the repository.
+/// What goes to the repository, in this order.
 #[derive(Debug)]
-pub(crate) struct FullPack {
-    pub bytes: Bytes,
-    pub id: holdfast_types::PackId,
+pub(crate) enum Sealed {
+    Pack {
+        bytes: Bytes,
+        id: holdfast_types::PackId,
+    },
+    /// Files that were read whole, all in packs that went before.
+    Part {
+        map: Map,
+        packs: Vec<PackSize>,
+    },
 }
 
 /// A file that was read. Its runs count frames over all packs of its worker; from [`BASE_FRAME`] on they are those that
 /// the worker borrowed from the base.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ReadFile {
     pub task: FileTask,
     pub size: u64,
@@ -122,10 +137,12 @@ pub(crate) struct Output {
 
 struct Worker {
     shared: Arc<Shared>,
-    packs: mpsc::Sender<FullPack>,
+    sealed: mpsc::Sender<Sealed>,
     compressor: Compressor,
     pack: Option<ObjectWriter>,
     output: Output,
+    /// How many of the output's files and packs were offered as parts, and when the last was.
+    offered: (usize, usize, Instant),
     /// Relations share frames with relations only, so that pages stay where the codec looks for them.
     pages: Bundle,
     others: Bundle,
@@ -143,14 +160,15 @@ struct Bundle {
 }
 
 /// Works until the queue is empty.
-pub(crate) fn work(shared: Arc<Shared>, packs: mpsc::Sender<FullPack>) -> Result<Output, BackupError> {
+pub(crate) fn work(shared: Arc<Shared>, sealed: mpsc::Sender<Sealed>) -> Result<Output, BackupError> {
     let compressor = Compressor::new(shared.level)?;
     let mut worker = Worker {
         shared,
-        packs,
+        sealed,
         compressor,
         pack: None,
         output: Output::default(),
+        offered: (0, 0, Instant::now()),
         pages: Bundle::default(),
         others: Bundle::default(),
         gathered: Vec::new(),
@@ -441,9 +459,27 @@ impl Worker {
         let reference = PackRef { id, epoch, salt: sealed.salt, hashes: sealed.hashes };
         self.output.packs.push((reference, sealed.bytes.len() as u64));
         // The channel is closed only when uploading failed, which the caller hears from the uploader.
-        self.packs
-            .blocking_send(FullPack { bytes: Bytes::from(sealed.bytes), id: sealed.id })
-            .map_err(|_| BackupError::Worker)
+        self.send(Sealed::Pack { bytes: Bytes::from(sealed.bytes), id: sealed.id })?;
+        self.offer_part()
+    }
+
+    /// Between packs now and then: should this backup be interrupted, another one goes on with what is offered.
+    fn offer_part(&mut self) -> Result<(), BackupError> {
+        let (files, packs, since) = self.offered;
+        let is_due = self.output.packs.len() - packs >= PACKS_OF_PART || since.elapsed() >= PART_INTERVAL;
+        if !self.shared.offers_parts || !is_due || self.output.files.len() == files {
+            return Ok(());
+        }
+        let new = self.output.files.get(files..).unwrap_or_default().iter();
+        // Pages that looked bad are judged by the whole log of their backup, which there may never be.
+        let good = new.filter(|file| file.suspects.is_empty());
+        let (map, packs) = assemble::part(good, &self.output, self.shared.base.as_deref())?;
+        self.offered = (self.output.files.len(), self.output.packs.len(), Instant::now());
+        self.send(Sealed::Part { map, packs })
+    }
+
+    fn send(&self, sealed: Sealed) -> Result<(), BackupError> {
+        self.sealed.blocking_send(sealed).map_err(|_| BackupError::Worker)
     }
 
     fn finish(mut self) -> Result<Output, BackupError> {

@@ -9,6 +9,7 @@ pub mod manifest;
 pub mod map;
 pub mod object;
 mod pages;
+pub mod unfinished;
 pub mod varint;
 pub mod wal;
 

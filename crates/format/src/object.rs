@@ -40,6 +40,7 @@ pub enum ObjectKind {
     WalPiece = 5,
     TimelineHistory = 6,
     ChangeMap = 7,
+    Unfinished = 8,
 }
 
 impl ObjectKind {
@@ -52,6 +53,7 @@ impl ObjectKind {
             5 => Some(Self::WalPiece),
             6 => Some(Self::TimelineHistory),
             7 => Some(Self::ChangeMap),
+            8 => Some(Self::Unfinished),
             _ => None,
         }
     }

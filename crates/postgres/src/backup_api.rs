@@ -164,12 +164,18 @@ impl BackupSession {
         Ok((Self { client, lsn }, BackupStart { lsn, timeline, started_at }))
     }
 
-    /// Asks whether the session still lives. To be called now and then while files are copied: a backup whose session
-    /// is gone is void, however much has been copied.
-    pub async fn check_alive(&mut self, deadline: Duration) -> Result<(), BackupError> {
+    /// Asks how far the server is: nothing in its files was written later. To be called now and then while files are
+    /// copied: a backup whose session is gone is void, however much has been copied.
+    pub async fn position(&mut self, deadline: Duration) -> Result<Lsn, BackupError> {
+        const SQL: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+                           ELSE pg_catalog.pg_current_wal_flush_lsn() END AS lsn";
         let (server, lsn) = (self.client.server().to_owned(), self.lsn);
-        match tokio::time::timeout(deadline, self.client.execute("SELECT 1")).await {
-            Ok(Ok(_)) => Ok(()),
+        match tokio::time::timeout(deadline, self.client.query_one(SQL)).await {
+            Ok(Ok(row)) => read(&server, row.parse("lsn")).map_err(|source| BackupError::SessionLost {
+                server: server.clone(),
+                lsn,
+                source,
+            }),
             Ok(Err(source)) => Err(BackupError::SessionLost { server, lsn, source }),
             Err(_) => Err(BackupError::NoAnswer { server, lsn, after: deadline }),
         }

@@ -17,6 +17,7 @@ mod read;
 mod recipients;
 mod repository;
 mod snapshots;
+mod unfinished;
 mod verify;
 mod write;
 

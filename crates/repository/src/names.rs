@@ -24,6 +24,7 @@ impl Names {
     pub const HISTORY: &str = "history";
     pub const PARTIAL: &str = "partial";
     pub const CHANGES: &str = "changes";
+    pub const UNFINISHED: &str = "unfinished";
 
     /// Whether a source may be called so: its name becomes part of the names of its objects.
     pub fn is_source_name(source: &str) -> bool {
@@ -66,6 +67,15 @@ impl Names {
 
     pub fn snapshot(source: &str, id: &SnapshotId) -> ObjectName {
         name(format!("{}/{source}/{id}", Self::SNAPSHOTS))
+    }
+
+    pub fn unfinished_of(source: &str) -> String {
+        format!("{}/{source}", Self::UNFINISHED)
+    }
+
+    /// Part of a backup that is not done.
+    pub fn unfinished(source: &str, id: &SnapshotId, number: u32) -> ObjectName {
+        name(format!("{}/{id}/{number:08}", Self::unfinished_of(source)))
     }
 
     pub fn timeline_segments(source: &str, lineage: Lineage, timeline: Timeline) -> String {

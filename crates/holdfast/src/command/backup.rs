@@ -11,7 +11,7 @@ use holdfast_repository::Keyring;
 use holdfast_runtime::Progress;
 use holdfast_types::ByteSize;
 
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::exit::Exit;
 use crate::failure::{Doing as _, Failure};
 use crate::table::{self, Lines as _, Table};
@@ -100,12 +100,13 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let source = config.source(&options.source)?;
     let stored = config.repository(Some(&source.repository))?;
     let repository = context.repository(stored).await?;
-    let keyring = match options.kind {
+    let identities = match options.kind {
+        // Only to go on with one that was interrupted: without an identity it begins anew.
+        Kind::Full if context::usable_unattended(stored).is_ok() => context::identities(stored).ok(),
         Kind::Full => None,
-        Kind::Differential | Kind::Incremental => {
-            Some(Keyring::new(repository.clone(), Arc::new(crate::context::identities(stored)?)))
-        }
+        Kind::Differential | Kind::Incremental => Some(context::identities(stored)?),
     };
+    let keyring = identities.map(|identities| Keyring::new(repository.clone(), Arc::new(identities)));
     let settings = &source.backup;
     let checkpoint = match (options.fast, options.spread) {
         (true, _) => StartCheckpoint::Fast,

@@ -26,6 +26,7 @@ mod moments;
 mod mount;
 mod pages;
 mod process;
+mod resume;
 #[path = "../shared/run.rs"]
 mod run;
 mod site;

@@ -16,7 +16,7 @@ async fn clone(primary: &Server, label: &str) -> (Server, BackupStop) {
     // Files may go away while a running server's directory is copied; replay makes up for them.
     let complaints = String::from_utf8_lossy(&copied.stderr);
     assert!(complaints.lines().all(|line| line.ends_with("No such file or directory")), "{complaints}");
-    session.check_alive(Duration::from_secs(10)).await.unwrap();
+    session.position(Duration::from_secs(10)).await.unwrap();
     let stop = session.stop().await.unwrap();
     assert!(stop.lsn > start.lsn && stop.start_timeline == start.timeline.unwrap());
     assert!(stop.stopped_at > start.started_at);
@@ -53,7 +53,7 @@ async fn a_backup_from_start_to_stop() {
     assert!((clock - start.started_at.get()).abs() < 60_000_000);
     // Longer than the limit that the session must have taken away.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    session.check_alive(Duration::from_secs(10)).await.unwrap();
+    session.position(Duration::from_secs(10)).await.unwrap();
     let stop = session.stop().await.unwrap();
 
     let expected = b"LABEL: nightly 'caf\xe9' \\ 7\n";
@@ -88,7 +88,7 @@ async fn a_lost_session_voids_the_backup() {
     let (mut session, start) = BackupSession::start(client, "x", StartCheckpoint::Fast).await.unwrap();
     server.sql().await.query(&format!("SELECT pg_terminate_backend({pid})")).await.unwrap();
     let error = loop {
-        if let Err(error) = session.check_alive(Duration::from_secs(10)).await {
+        if let Err(error) = session.position(Duration::from_secs(10)).await {
             break error;
         }
     };
