@@ -110,7 +110,12 @@ impl Base {
         let snapshots = keyring.repository().snapshots(source).await?;
         let fulls = snapshots.into_iter().filter_map(|entry| entry.summary.ok());
         let last = fulls.filter(|full| full.kind == SnapshotKind::Full).map(|full| full.started_at).max();
-        let usable = usable(parts, last, info);
+        let same = |part: &Part| {
+            part.system_id == info.system_id
+                && part.server_version / 10_000 == info.version.0 / 10_000
+                && part.checksums == info.data_checksums
+        };
+        let usable = usable(parts.into_iter().filter(same), last);
         let Some(newest) = usable.last() else { return Ok(None) };
         let origin = Origin {
             id: newest.id.clone(),
@@ -174,19 +179,59 @@ impl Base {
     }
 }
 
-/// Parts of this cluster as it is now, of the newest timeline that there are any of, begun after the last full backup.
-fn usable(parts: Vec<Part>, last_full: Option<Micros>, info: &ServerInfo) -> Vec<Part> {
-    let mut usable: Vec<Part> = parts
-        .into_iter()
-        .filter(|part| {
-            part.system_id == info.system_id
-                && part.server_version / 10_000 == info.version.0 / 10_000
-                && part.checksums == info.data_checksums
-                && last_full.is_none_or(|last| part.started_at > last)
-        })
-        .collect();
+/// Those of the newest timeline that there are any of, begun after the last full backup; the oldest first.
+fn usable(parts: impl Iterator<Item = Part>, last_full: Option<Micros>) -> Vec<Part> {
+    let mut usable: Vec<Part> = parts.filter(|part| last_full.is_none_or(|last| part.started_at > last)).collect();
     usable.sort_by_key(|part| (part.timeline, part.started_at));
     let newest = usable.last().map(|part| part.timeline);
     usable.retain(|part| Some(part.timeline) == newest);
     usable
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_format::manifest::MapRef;
+    use holdfast_types::{SegmentSize, SystemId};
+
+    use super::*;
+
+    fn part(timeline: u32, started_at: i64) -> Part {
+        Part {
+            id: SnapshotId::new("20261121T120000Z", [7; 4]).unwrap(),
+            source: "chat".to_owned(),
+            server_version: 180_001,
+            system_id: SystemId::new(7),
+            timeline: Timeline::new(timeline),
+            segment_size: SegmentSize::DEFAULT,
+            start_lsn: Lsn::new(100),
+            read_lsn: Lsn::new(200),
+            started_at: Micros::new(started_at),
+            from_standby: false,
+            checksums: true,
+            map: MapRef { id: PackId::new([0; 32]), bytes: 0, entries: 0 },
+            packs: Vec::new(),
+        }
+    }
+
+    fn chosen(parts: &[(u32, i64)], last_full: Option<i64>) -> Vec<(u32, i64)> {
+        let parts = parts.iter().map(|(timeline, at)| part(*timeline, *at));
+        let usable = usable(parts, last_full.map(Micros::new));
+        usable.iter().map(|part| (part.timeline.get(), part.started_at.get())).collect()
+    }
+
+    #[test]
+    fn the_files_of_the_newest_attempt_count() {
+        assert_eq!(chosen(&[(1, 30), (1, 10), (1, 20)], None), [(1, 10), (1, 20), (1, 30)]);
+    }
+
+    #[test]
+    fn what_a_full_backup_has_overtaken_is_not_used() {
+        assert_eq!(chosen(&[(1, 10), (1, 20), (1, 30)], Some(20)), [(1, 30)]);
+        assert_eq!(chosen(&[(1, 10)], Some(20)), []);
+    }
+
+    #[test]
+    fn timelines_are_not_mixed() {
+        assert_eq!(chosen(&[(1, 10), (2, 20), (1, 30)], None), [(2, 20)]);
+    }
 }
