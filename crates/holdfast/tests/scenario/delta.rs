@@ -10,7 +10,7 @@ use holdfast_testkit::{Postgres, StartError, StopMode, default_version, own};
 use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
-use crate::pages::differences;
+use crate::pages::expect_twins;
 use crate::site::Site;
 
 const BEFORE: &str = "
@@ -139,13 +139,7 @@ fn over_an_older_copy() {
     assert!(bytes(&restored.report, "fetched_bytes") < all / 20, "{:#}", restored.report);
     restored.server.stop(StopMode::Fast);
     story.server.stop(StopMode::Fast);
-    let mut found = differences(restored.server.data_directory(), story.server.data_directory());
-    let is_unlogged = |line: &String| {
-        let file = line.split([' ', '.']).next().unwrap_or_default();
-        story.server.data_directory().join(format!("{file}_init")).exists()
-    };
-    found.retain(|line| !is_unlogged(line));
-    assert!(found.is_empty(), "{} pages differ: {:?}", found.len(), found.get(..found.len().min(20)));
+    expect_twins(restored.server.data_directory(), story.server.data_directory());
 }
 
 /// Does something to a data directory that a disk or a person might do; says what.

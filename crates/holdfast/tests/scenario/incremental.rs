@@ -1,11 +1,11 @@
 //! What an incremental or differential backup gives back is what a full one would: after any schedule of writes, DDL,
 //! vacuum, truncation, crashes and promotions, the restored cluster equals the server page by page.
 
-use holdfast_testkit::{PgVersion, Postgres, StopMode, require, wait_until};
+use holdfast_testkit::{PgVersion, Postgres, PostgresBuilder, StopMode, require, wait_until};
 use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
-use crate::pages::differences;
+use crate::pages::expect_twins;
 use crate::site::{BOUND, Site};
 
 #[test]
@@ -152,15 +152,20 @@ fn a_damaged_base_is_not_built_on() {
     receiver.stop();
 }
 
-struct Story {
-    server: Postgres,
-    site: Site,
+/// A server that deeds are done on, and what protects it.
+pub(crate) struct Story {
+    pub(crate) server: Postgres,
+    pub(crate) site: Site,
     number: u64,
 }
 
 impl Story {
     fn new(version: &PgVersion) -> Self {
-        let server = Postgres::build(version)
+        Self::on(Postgres::build(version))
+    }
+
+    pub(crate) fn on(server: PostgresBuilder) -> Self {
+        let server = server
             .setting("allow_in_place_tablespaces", "on")
             .setting("autovacuum", "off")
             .setting("max_prepared_transactions", "5")
@@ -171,13 +176,19 @@ impl Story {
         Self { server, site, number: 0 }
     }
 
-    fn deeds(&mut self, chance: &mut Chance, most: u64) {
+    pub(crate) fn deeds(&mut self, chance: &mut Chance, most: u64) {
         for _ in 0..=chance.number(most) {
-            self.number += 1;
-            let deed = DEEDS[chance.number(DEEDS.len() as u64) as usize];
-            let deed = deed.replace('N', &self.number.to_string());
-            self.server.sql(&deed.replace('R', &chance.number(20_000).to_string()));
+            let deed = self.choose(chance);
+            self.server.sql(&deed);
         }
+    }
+
+    /// What is to be done next.
+    pub(crate) fn choose(&mut self, chance: &mut Chance) -> String {
+        self.number += 1;
+        let deed = DEEDS[chance.number(DEEDS.len() as u64) as usize];
+        let deed = deed.replace('N', &self.number.to_string());
+        deed.replace('R', &chance.number(20_000).to_string())
     }
 
     /// Some deeds, a backup, some more; then the server is stopped, and what is restored is compared with it.
@@ -223,15 +234,7 @@ impl Story {
         let mut restored = self.site.restore("restored", &[]);
         assert_eq!(restored.report["plan"]["snapshot"]["id"], snapshot["id"], "{:#}", restored.report);
         restored.server.stop(StopMode::Fast);
-        let mut found = differences(restored.server.data_directory(), self.server.data_directory());
-        // Recovery empties unlogged relations.
-        let is_unlogged = |line: &String| {
-            let file = line.split([' ', '.']).next().unwrap_or_default();
-            self.server.data_directory().join(format!("{file}_init")).exists()
-        };
-        found.retain(|line| !is_unlogged(line));
-        let shown = found.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n");
-        assert!(found.is_empty(), "round {round}: {} pages differ:\n{shown}", found.len());
+        expect_twins(restored.server.data_directory(), self.server.data_directory());
         restored.discard();
         self.server.start();
         report

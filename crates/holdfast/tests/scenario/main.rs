@@ -19,6 +19,7 @@ mod delta;
 mod impact;
 mod incremental;
 mod kills;
+mod kills_incremental;
 mod leftovers;
 mod load;
 mod loss;

@@ -58,10 +58,15 @@ impl Background {
         ran
     }
 
+    /// Asks it to end, and does not wait for it.
+    pub(crate) fn ask_to_end(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).expect("our own child can be signalled");
+    }
+
     /// Asks it to end.
     #[track_caller]
     pub(crate) fn stop(self) {
-        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).expect("our own child can be signalled");
+        self.ask_to_end();
         let log = self.log.clone();
         let code = self.wait(END_BOUND);
         assert_eq!(code, Some(0), "{}", std::fs::read_to_string(log).unwrap_or_default());
