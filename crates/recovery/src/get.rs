@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use holdfast_repository::{Keyring, Lineage, RepositoryError};
-use holdfast_types::{Lsn, Segment, Timeline};
+use holdfast_types::{Lsn, Segment, SegmentSize, Timeline};
 
 /// What to fetch.
 #[derive(Clone, Debug)]
@@ -27,6 +27,24 @@ pub struct GetOptions {
     pub partial: bool,
     /// Recovery stops at this position at the latest, so that log missing after it is no concern.
     pub until: Option<Lsn>,
+    /// Serve nothing behind `until`, as if the log ended there: no record at which recovery could be told to stop was
+    /// there when the target was chosen, and what came since was not asked for.
+    pub cut: bool,
+}
+
+impl GetOptions {
+    /// What of the log, from `start` on, lies before the cut.
+    fn before_cut(&self, start: Lsn, mut bytes: Vec<u8>) -> Vec<u8> {
+        if let Some(until) = self.until.filter(|_| self.cut) {
+            bytes.truncate(usize::try_from(until.get().saturating_sub(start.get())).unwrap_or(usize::MAX));
+        }
+        bytes
+    }
+
+    /// Whether all of a segment may be served, so that one which was fetched ahead will do.
+    pub fn is_before_cut(cut: bool, until: Option<Lsn>, segment: Segment, size: SegmentSize) -> bool {
+        !cut || until.is_none_or(|until| segment.end(size) <= until)
+    }
 }
 
 /// The answer.
@@ -78,7 +96,11 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     }
     let size = options.lineage.segment_size;
     let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
+    if options.cut && options.until.is_some_and(|until| segment.start(size) >= until) {
+        return Ok(GetOutcome::NotFound);
+    }
     if let Some(directory) = &options.prefetch_directory
+        && GetOptions::is_before_cut(options.cut, options.until, segment, size)
         && std::fs::rename(directory.join(name), &options.destination).is_ok()
     {
         return Ok(GetOutcome::Fetched);
@@ -87,6 +109,7 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     for _ in 0..LOOKS {
         let found = keyring.segment(&options.source, options.lineage, segment).await.map_err(failed)?;
         let start = segment.start(size);
+        let found = found.map(|bytes| options.before_cut(start, bytes));
         let end = found.as_ref().map_or(start, |bytes| start.advance(bytes.len() as u64));
         let bytes = match found {
             Some(bytes) if bytes.len() as u64 == size.get() => {
@@ -104,7 +127,7 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
             }
             return Err(GetError::Gap { timeline, at: end });
         }
-        return match bytes.filter(|_| options.partial) {
+        return match bytes.filter(|_| options.partial || options.cut) {
             Some(mut bytes) => {
                 bytes.resize(size.get() as usize, 0);
                 write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)

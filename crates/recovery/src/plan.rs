@@ -73,6 +73,12 @@ impl Plan {
         (self.target != Target::Latest).then_some(self.log_to)
     }
 
+    /// Whether nothing behind [`until()`](Self::until) may be replayed: no record at which PostgreSQL could be told to
+    /// stop was in the log, and one that is written before replay gets there must not be taken for part of the target.
+    pub fn is_cut(&self) -> bool {
+        self.target != Target::Latest && self.stop_at == Target::Latest
+    }
+
     /// Bytes of log between the snapshot's start and the target, at the most.
     pub fn log_bytes(&self) -> u64 {
         self.log_to.bytes_since(self.log_from)
@@ -247,7 +253,7 @@ async fn examine(
         }
         Target::Lsn(lsn) if *lsn > reach => Ok(Err(format!("the log ends at {reach}"))),
         // PostgreSQL stops behind the first record that begins at or after the position. At the end of the log there is
-        // none, and to replay it all is the same.
+        // none, and to replay it all is the same, as long as the log that is served ends where it ends now.
         Target::Lsn(lsn) => {
             let begins_later = record_begins_at_or_after(keyring, view, &objects, *lsn, summary).await?;
             found(if begins_later { target.clone() } else { Target::Latest }, reach)
@@ -262,6 +268,7 @@ async fn examine(
     }
 }
 
+/// Where that cannot be told, yes: PostgreSQL then looks for the position, and fails rather than to pass it.
 async fn record_begins_at_or_after(
     keyring: &Keyring,
     view: &LogView,
@@ -276,14 +283,12 @@ async fn record_begins_at_or_after(
     if last.segment.start(size) > lsn {
         return Ok(true);
     }
-    let Some(bytes) = keyring.segment(&view.source, view.lineage, last.segment).await? else { return Ok(false) };
+    let Some(bytes) = keyring.segment(&view.source, view.lineage, last.segment).await? else { return Ok(true) };
     let mut found = false;
     let decoder = WalDecoder::new(summary.server_version / 10_000, size, last.segment.start(size));
-    if let Ok(mut decoder) = decoder {
-        let decoded = decoder.feed(&bytes, &mut |record| found |= record.lsn >= lsn);
-        tracing::debug!(?decoded, "looked for a record in the last segment");
-    }
-    Ok(found)
+    let decoded = decoder.and_then(|mut decoder| decoder.feed(&bytes, &mut |record| found |= record.lsn >= lsn));
+    tracing::debug!(?decoded, "looked for a record in the last segment");
+    Ok(found || decoded.is_err_and(|error| !error.may_be_end()))
 }
 
 /// What can be reached instead, for people.

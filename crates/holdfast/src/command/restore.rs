@@ -216,7 +216,8 @@ async fn carry_out(
     plan: &Plan,
     options: Options,
 ) -> Result<Exit, Failure> {
-    let command = command_line::restore_command(&config.path, &options.source, plan.lineage, plan.until())?;
+    let command =
+        command_line::restore_command(&config.path, &options.source, plan.lineage, plan.until(), plan.is_cut())?;
     let restore_options = restore_options(&options, command)?;
     let Options { source, archive_mode, start, .. } = options;
     let to = restore_options.to.clone();

@@ -89,6 +89,56 @@ fn any_moment_can_be_reached(version: &PgVersion) {
     site.verify();
 }
 
+#[test]
+fn the_end_of_the_log_stays_where_it_was_15() {
+    the_end_of_the_log_stays_where_it_was(&require(15));
+}
+
+#[test]
+fn the_end_of_the_log_stays_where_it_was_18() {
+    the_end_of_the_log_stays_where_it_was(&require(18));
+}
+
+/// Whoever asks for the last moment before a mistake, and restores while the server still runs, must not get the mistake.
+fn the_end_of_the_log_stays_where_it_was(version: &PgVersion) {
+    let server = Postgres::build(version).initdb_arg("--wal-segsize=1").start();
+    let site = Site::protecting(&server);
+    let receiver = site.receive(&server, &[]);
+    mark(&server, 1);
+    site.backup();
+    mark(&server, 2);
+    server.sql("select pg_switch_wal()");
+    mark(&server, 3);
+    site.await_durable(&server);
+    let listed = site.run(&["list", "chat", "--json"]).expect(0).json();
+    let newest = &listed["sources"][0]["log"][0]["recoverable"][0]["to"];
+    let newest = newest.as_str().expect("there is a commit").to_owned();
+    let position = site.durable(1);
+    let position = format!("{:X}/{:08X}", position >> 32, position & 0xFFFF_FFFF);
+    for (name, arguments) in [("position", ["--lsn", &position]), ("moment", ["--at", &newest])] {
+        let to = site.path(name).display().to_string();
+        site.run(&[&["restore", "chat", "--to", &to], &arguments[..]].concat()).expect(0);
+    }
+    // Behind the end in its segment, then in segments after it.
+    mark(&server, 4);
+    for _ in 0..3 {
+        server.sql("select pg_switch_wal()");
+        mark(&server, 5);
+    }
+    site.await_durable(&server);
+    for name in ["position", "moment"] {
+        let restored = Postgres::open(version, site.path(name)).start();
+        wait_until(BOUND, "the end of recovery", || restored.sql("select pg_is_in_recovery()") == "f");
+        let found = restored.sql("select string_agg(number::text, ' ' order by number) from marks");
+        assert_eq!(found, "1 2 3", "{name}: {}", restored.log());
+    }
+    // Whoever asks for all of it gets what came since as well.
+    let restored = site.restore("newest", &["--latest"]);
+    assert_eq!(marks(&restored), "1 2 3 4 5 5 5");
+    restored.prove_clean();
+    receiver.stop();
+}
+
 /// What cannot be reached is refused before anything is written, with what can be reached instead.
 fn unreachable(site: &Site, too_early: &Mark) {
     for (arguments, words) in [

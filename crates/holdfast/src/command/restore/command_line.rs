@@ -16,13 +16,15 @@ pub(super) fn restore_command(
     source: &str,
     lineage: Lineage,
     until: Option<Lsn>,
+    is_cut: bool,
 ) -> Result<String, Failure> {
     let program = std::env::current_exe().map_err(CommandError::file("find this program:", Path::new("holdfast")))?;
     let program = quote(&program)?;
     let config = quote(config)?;
     let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
+    let cut = if is_cut { " --cut" } else { "" };
     Ok(format!(
-        "{program} --config {config} wal get {source} %f \"%p\" --partial{until} --lineage {lineage} \
+        "{program} --config {config} wal get {source} %f \"%p\" --partial{until}{cut} --lineage {lineage} \
          --prefetch {PREFETCH}"
     ))
 }
@@ -79,10 +81,15 @@ mod tests {
     #[test]
     fn the_command_is_one_that_wal_get_takes() {
         let lineage: Lineage = "7412345678901234567-16".parse().unwrap();
-        let command =
-            restore_command(Path::new("/etc/holdfast/holdfast.toml"), "chat", lineage, Some(Lsn::new(0x1_0000_00AB)))
-                .unwrap();
-        let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --until 1/AB \
+        let command = restore_command(
+            Path::new("/etc/holdfast/holdfast.toml"),
+            "chat",
+            lineage,
+            Some(Lsn::new(0x1_0000_00AB)),
+            true,
+        )
+        .unwrap();
+        let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --until 1/AB --cut \
                         --lineage 7412345678901234567-16 --prefetch holdfast.prefetch";
         assert!(command.ends_with(expected), "{command}");
         let words = command.replace('"', "");

@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// Recovery stops at this position at the latest: a gap in the log behind it is no error.
     #[arg(long, value_name = "LSN")]
     until: Option<Lsn>,
+    /// Serve nothing behind --until, as if the log ended there, however far it has grown.
+    #[arg(long, requires = "until")]
+    cut: bool,
     /// Which cluster's log: system identifier and segment size in MiB.
     ///
     /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
@@ -53,12 +56,14 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, file, destination, partial, until, lineage, prefetch } = options;
+    let Options { source, file, destination, partial, until, cut, lineage, prefetch } = options;
     let config = context.config()?;
     let ahead =
         prefetch.map(|directory| prefetch::Ahead { config: config.path.clone(), source: source.clone(), directory });
     // Without the repository and without the key, which may take a second to open if a passphrase protects it.
     if let (Some(ahead), Some(lineage)) = (&ahead, lineage)
+        && segment(&file, lineage)
+            .is_none_or(|segment| GetOptions::is_before_cut(cut, until, segment, lineage.segment_size))
         && ahead.take(&file, &destination)
     {
         ahead.go_on(lineage, &file);
@@ -78,6 +83,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         prefetch_directory: ahead.as_ref().map(|ahead| ahead.directory.clone()),
         partial,
         until,
+        cut,
     };
     match holdfast_recovery::get(&keyring, &get).await.doing(what)? {
         GetOutcome::Fetched => {
