@@ -17,6 +17,7 @@ use holdfast_types::SystemId;
 
 use crate::RestoreError;
 use crate::compare::is_plain_file;
+use crate::ready::{directory, file, own_directory};
 use crate::restore::{Layout, MARKER, sync};
 
 /// Begins the line of [`MARKER`] that names the cluster.
@@ -109,7 +110,8 @@ impl Old {
         }
     }
 
-    /// Removes all that the snapshot does not have, or only counts it.
+    /// Removes all that the snapshot does not have, or only counts it. Refuses what it could not do, or must not: to
+    /// delete what is mounted somewhere in the directory.
     pub(crate) fn tidy(
         &self,
         layout: &Layout,
@@ -177,30 +179,40 @@ impl Tidy {
     /// The files of a release in a tablespace's directory; those of others stay. `name` is what leads there.
     fn tablespace(&mut self, place: &Path, name: &Path, major: u32) -> Result<(), RestoreError> {
         let prefix = format!("PG_{major}_");
+        let device = fs::metadata(place).map_err(RestoreError::write(place))?.dev();
         for entry in fs::read_dir(place).map_err(RestoreError::write(place))? {
             let entry = entry.map_err(RestoreError::write(place))?;
             if entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {
-                self.entry(&entry.path(), &name.join(entry.file_name()))?;
+                self.entry(&entry.path(), &name.join(entry.file_name()), device)?;
             }
         }
         Ok(())
     }
 
     fn directory(&mut self, path: &Path, name: &Path) -> Result<(), RestoreError> {
+        own_directory(path)?;
+        let metadata = fs::metadata(path).map_err(RestoreError::write(path))?;
+        let (device, mode) = (metadata.dev(), metadata.mode() & 0o7777);
+        if self.acts && mode & 0o700 != 0o700 {
+            let permissions = fs::Permissions::from_mode(mode | 0o700);
+            fs::set_permissions(path, permissions).map_err(RestoreError::write(path))?;
+        }
         for entry in fs::read_dir(path).map_err(RestoreError::write(path))? {
             let entry = entry.map_err(RestoreError::write(path))?;
-            self.entry(&entry.path(), &name.join(entry.file_name()))?;
+            self.entry(&entry.path(), &name.join(entry.file_name()), device)?;
         }
         Ok(())
     }
 
-    /// Keeps or removes what lies at `path` and is called `name` in the data directory. Follows no link.
-    fn entry(&mut self, path: &Path, name: &Path) -> Result<(), RestoreError> {
+    /// Keeps or removes what lies at `path`, in a directory on `device`, and is called `name` in the data directory.
+    /// Follows no link.
+    fn entry(&mut self, path: &Path, name: &Path, device: u64) -> Result<(), RestoreError> {
         let metadata = fs::symlink_metadata(path).map_err(RestoreError::write(path))?;
         match self.wanted.get(name) {
             Some(Wanted::Directory) if metadata.is_dir() => self.directory(path, name),
             // With a second name elsewhere, writing here would change it there as well.
             Some(Wanted::File) if is_plain_file(path) => {
+                file(path, &metadata)?;
                 let mode = metadata.mode() & 0o7777;
                 if self.acts && mode & 0o600 != 0o600 {
                     let permissions = fs::Permissions::from_mode(mode | 0o600);
@@ -209,16 +221,21 @@ impl Tidy {
                 Ok(())
             }
             Some(Wanted::Link(place)) if fs::read_link(path).is_ok_and(|target| target == *place) => Ok(()),
-            _ => self.remove(path, &metadata),
+            _ => self.remove(path, &metadata, device),
         }
     }
 
-    fn remove(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<(), RestoreError> {
+    fn remove(&mut self, path: &Path, metadata: &fs::Metadata, device: u64) -> Result<(), RestoreError> {
         if metadata.is_dir() {
+            // Files are no sign: an overlay gives them the devices of its layers.
+            if metadata.dev() != device {
+                return Err(RestoreError::MountPoint { path: path.to_owned() });
+            }
+            directory(path)?;
             for entry in fs::read_dir(path).map_err(RestoreError::write(path))? {
                 let below = entry.map_err(RestoreError::write(path))?.path();
                 let metadata = fs::symlink_metadata(&below).map_err(RestoreError::write(&below))?;
-                self.remove(&below, &metadata)?;
+                self.remove(&below, &metadata, device)?;
             }
             return if self.acts { fs::remove_dir(path).map_err(RestoreError::write(path)) } else { Ok(()) };
         }

@@ -59,6 +59,12 @@ pub enum RestoreError {
     #[error("tablespace {name} ({oid}) would go to {}, which is not empty", .path.display())]
     TablespaceInUse { oid: u32, name: String, path: PathBuf },
 
+    #[error("{} and {} would lie in one another", .path.display(), .other.display())]
+    Nested { path: PathBuf, other: PathBuf },
+
+    #[error("{} is on another file system than the directory that it is in, and would be deleted", .path.display())]
+    MountPoint { path: PathBuf },
+
     #[error("the snapshot has no tablespace `{0}`")]
     UnknownTablespace(String),
 

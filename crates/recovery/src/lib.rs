@@ -12,6 +12,7 @@ mod inspect;
 mod lay;
 mod plan;
 mod points;
+mod ready;
 mod restore;
 mod settings;
 mod start;

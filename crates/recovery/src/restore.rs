@@ -25,6 +25,7 @@ use crate::compare::{self, Compared};
 use crate::delta::{Old, Removed, SYSTEM_LINE, running_owner};
 use crate::lay::{Target as FileTarget, Work, lay};
 use crate::plan::{Plan, Target};
+use crate::ready::{can_deliver, can_write};
 use crate::settings::{Recovery, adapt_main_conf};
 
 /// Whether the restored cluster goes on archiving as the old one did.
@@ -124,10 +125,17 @@ pub async fn restore(
     let mut notes = plan.notes.clone();
     let layout = Layout::new(options.to.clone(), owner(manifest, &mut notes));
     let Ground { old, places } = Ground::look(plan, options)?;
+    let tablespace_map = remap(&manifest.tablespace_map, &places)?;
     let maps = maps(keyring, manifest).await?;
+    can_deliver(keyring, manifest, &maps).await?;
     let (mut work, config) = layout.files(&maps);
     let needed = manifest.summary.bytes.saturating_sub(old.as_ref().map_or(0, |_| bytes_there(&work)));
     require_space(&options.to, needed + plan.log_bytes().min(1 << 30))?;
+    if let Some(old) = &old {
+        // For its refusals.
+        old.tidy(&layout, &maps, &places, false)?;
+    }
+    // All that speaks against it is known now: from here on there is no way back.
     layout.begin(manifest, &places, old.as_ref())?;
     let mut removed = Removed::default();
     if let Some(old) = &old {
@@ -148,7 +156,6 @@ pub async fn restore(
 
     progress.begin(Phase("finishing"), 0);
     layout.adopt_configuration(&config, &mut notes)?;
-    let tablespace_map = remap(&manifest.tablespace_map, &places)?;
     layout.write("backup_label", &manifest.backup_label)?;
     if !tablespace_map.is_empty() {
         layout.write("tablespace_map", &tablespace_map)?;
@@ -187,6 +194,7 @@ pub async fn compare(
     let layout = Layout::new(options.to.clone(), None);
     let Ground { old, places } = Ground::look(plan, options)?;
     let maps = maps(keyring, &plan.manifest).await?;
+    can_deliver(keyring, &plan.manifest, &maps).await?;
     let (mut work, _) = layout.files(&maps);
     let removed = match &old {
         Some(old) => old.tidy(&layout, &maps, &places, false)?,
@@ -220,6 +228,7 @@ impl Ground {
         };
         let places = tablespace_places(&plan.manifest, &options.tablespaces, &unfinished, old.as_ref())?;
         refuse_replay_into_other_directories(plan, old.as_ref())?;
+        can_write(&options.to, &places)?;
         Ok(Self { old, places })
     }
 }

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use holdfast_format::FORMAT_VERSION;
 use holdfast_runtime::{Backoff, Cancel, retry};
 use holdfast_store::{Created, Listed, ObjectName, Store, StoreError};
-use holdfast_types::{Micros, RepositoryId};
+use holdfast_types::{Micros, PackId, RepositoryId};
+use tokio::task::JoinSet;
 
 use crate::{Names, Recipient, RepositoryConfig, RepositoryError, random};
 
@@ -20,6 +21,9 @@ pub struct Repository {
 
 /// Pages of listings: small enough to bound memory, large enough to be few.
 const LIST_PAGE: usize = 10_000;
+
+/// How many objects are looked for at once: a look costs a store nothing but its latency.
+const LOOKS_AT_ONCE: usize = 32;
 
 /// The part of a configuration that tells whether the rest can be read at all.
 #[derive(serde::Deserialize)]
@@ -151,6 +155,41 @@ impl Repository {
     ) -> Result<Bytes, RepositoryError> {
         let read = || self.store.read_range(name, range.clone());
         Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, read).await?)
+    }
+
+    /// Makes sure that packs are there, and as long as they should be where that is known. Reads none.
+    pub async fn require_packs(
+        &self,
+        packs: impl IntoIterator<Item = (PackId, Option<u64>)>,
+    ) -> Result<(), RepositoryError> {
+        let mut looks = JoinSet::new();
+        let ended = |look: Result<Result<(), RepositoryError>, tokio::task::JoinError>| {
+            look.unwrap_or_else(|panic| Err(RepositoryError::content(Names::PACKS, panic)))
+        };
+        for (id, expected) in packs {
+            if looks.len() >= LOOKS_AT_ONCE
+                && let Some(look) = looks.join_next().await
+            {
+                ended(look)?;
+            }
+            let repository = self.clone();
+            looks.spawn(async move {
+                let name = Names::pack(id);
+                let size = || repository.store.size(&name);
+                let found = retry(Backoff::SHORT, &repository.cancel, StoreError::is_retryable, size).await?;
+                match expected {
+                    Some(expected) if found != expected => {
+                        let why = format!("it has {found} bytes, and the manifest says {expected}");
+                        Err(RepositoryError::content(&name, why))
+                    }
+                    _ => Ok(()),
+                }
+            });
+        }
+        while let Some(look) = looks.join_next().await {
+            ended(look)?;
+        }
+        Ok(())
     }
 
     /// Everything under a folder, in the order of names.

@@ -161,6 +161,14 @@ fn restore(error: &RestoreError) -> Option<Verdict> {
             Exit::InTheWay,
             format!("Nothing was touched. Put the tablespace elsewhere with --tablespace {name}=DIR."),
         ),
+        RestoreError::Nested { .. } => verdict(
+            Exit::InTheWay,
+            "Nothing was touched. Put each tablespace into a directory of its own with --tablespace OLD=NEW.",
+        ),
+        RestoreError::MountPoint { .. } => verdict(
+            Exit::InTheWay,
+            "Nothing was touched. If what is mounted there may go, delete it; or else mount it elsewhere.",
+        ),
         RestoreError::UnknownTablespace(_) => verdict(
             Exit::Usage,
             "`holdfast show` lists the snapshot's tablespaces: give one by its name, oid or former directory.",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
 use crate::pages::expect_twins;
+use crate::mount::{SmallDisk, in_private_namespace};
 use crate::site::Site;
 
 const BEFORE: &str = "
@@ -244,6 +245,47 @@ fn whose_directory_it_is() {
     story.lay("old", &["--delta"]);
 }
 
+/// What cannot be carried to its end is refused while the old directory is still whole.
+#[test]
+fn nothing_is_touched_without_need() {
+    in_private_namespace(|| {
+        let story = Story::new(|_, _| {}).with_old_copy(&[]);
+        let old = story.site.path("old");
+        let before = tree(&old);
+        let to = old.display().to_string();
+
+        let folders = story.site.repository().join("packs").read_dir().expect("there are packs");
+        let folder = folders.flatten().next().expect("there are packs").path();
+        let pack = folder.read_dir().expect("it can be listed").flatten().next().expect("a pack").path();
+        let content = fs::read(&pack).expect("it can be read");
+        fs::remove_file(&pack).expect("it is ours");
+        let new = story.site.path("new");
+        for _ in 0..2 {
+            let plain = new.display().to_string();
+            for arguments in [&["--to", &to, "--delta"][..], &["--to", &to, "--delta", "--dry-run"], &["--to", &plain]] {
+                story.site.run(&[&["restore", "chat"], arguments].concat()).expect(1).says("packs/");
+            }
+            expect_same(&before, &tree(&old), "a restore whose pack was missing or cut");
+            assert!(!new.exists(), "a restore was begun whose pack was missing or cut");
+            fs::write(&pack, &content[1..]).expect("it can be written");
+            own(&pack);
+        }
+        fs::write(&pack, content).expect("it can be written");
+
+        // What somebody has mounted in the directory is not the snapshot's, and not the old cluster's either.
+        let disk = SmallDisk::mount(old.join("base/extra/disk"), 4);
+        let kept = disk.path().join("kept");
+        fs::write(&kept, "of somebody").expect("it can be written");
+        let before = tree(&old);
+        story.refuses("old", &["--delta"], "another file system");
+        story.refuses("old", &["--delta", "--dry-run"], "another file system");
+        expect_same(&before, &tree(&old), "a restore over a mount point");
+        fs::remove_file(&kept).expect("it is ours");
+        drop(disk);
+        story.lay("old", &["--delta"]);
+    });
+}
+
 #[test]
 fn killed_at_random_moments() {
     let mut chance = Chance::new("kills of restores over a copy");
@@ -351,6 +393,22 @@ fn with_a_tablespace() {
     expect_same(&before, &tree(&story.site.path("plain-space")), "a refused restore");
     story.lay("old", &["--delta", "--tablespace", &third]);
     expect_same(&space("plain-space"), &space("third-space"), "a new tablespace");
+
+    // Places that lie in one another, or cannot be written.
+    let locked = story.site.path("locked");
+    fs::create_dir(&locked).expect("it is ours");
+    own(&locked);
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).expect("it is ours");
+    for (place, why) in [("old", "in one another"), ("old/inner", "in one another"), ("locked/space", "ermission denied")] {
+        let to = story.site.path("old").display().to_string();
+        let before = tree(Path::new(&to));
+        let refused = story.site.run(&["restore", "chat", "--to", &to, "--delta", "--tablespace", &remap(place)]);
+        assert!(refused.code != Some(0), "{place}: {refused:#?}");
+        expect_same(&before, &tree(Path::new(&to)), "a refused restore");
+        if place != "old" {
+            refused.says(why);
+        }
+    }
 
     // A copy that leads to the tablespace of the server that runs.
     let link =
