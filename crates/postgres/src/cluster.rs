@@ -16,4 +16,4 @@ mod running;
 
 pub use binaries::{Binaries, FindBinariesError};
 pub use control::{ClusterError, PgCtl, Readiness, StopMode};
-pub use running::{Running, is_running};
+pub use running::{Running, is_running, prove_stopped};

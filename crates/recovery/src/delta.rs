@@ -253,23 +253,52 @@ impl Tidy {
 
 /// The data directory of a running server that has a tablespace in this directory: a copy of a data directory brings
 /// the links of its original along.
-pub(crate) fn running_owner(place: &Path) -> Option<PathBuf> {
-    let identity = |path: &Path| path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
-    let wanted = identity(place)?;
-    for process in fs::read_dir("/proc").ok()?.flatten() {
-        let is_number = process.file_name().as_bytes().iter().all(u8::is_ascii_digit);
-        let name = is_number.then(|| fs::read_to_string(process.path().join("comm")).ok()).flatten();
-        if !name.is_some_and(|name| matches!(name.trim(), "postgres" | "postmaster")) {
+pub(crate) fn running_owner(place: &Path) -> Result<Option<PathBuf>, RestoreError> {
+    let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    let Some(wanted) = unless_gone(place, identity(place))? else { return Ok(None) };
+    let processes = Path::new("/proc");
+    for process in fs::read_dir(processes).map_err(RestoreError::read(processes))? {
+        let process = process.map_err(RestoreError::read(processes))?;
+        if !process.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        let directory = process.path().join("cwd");
-        for link in fs::read_dir(directory.join("pg_tblspc")).into_iter().flatten().flatten() {
-            if identity(&link.path()) == Some(wanted) {
-                return Some(fs::read_link(&directory).unwrap_or(directory));
+        let process = process.path();
+        let name = process.join("comm");
+        let name = unless_gone(&name, fs::read(&name))?.unwrap_or_default();
+        if !matches!(name.trim_ascii(), b"postgres" | b"postmaster") {
+            continue;
+        }
+        let directory = process.join("cwd");
+        let links = directory.join("pg_tblspc");
+        for link in unless_gone(&links, fs::read_dir(&links))?.into_iter().flatten() {
+            let link = link.map_err(RestoreError::read(&links))?.path();
+            let Some(target) = unless_gone(&link, fs::symlink_metadata(&link))?
+                .filter(fs::Metadata::is_symlink)
+                .and_then(|_| unless_gone(&link, fs::read_link(&link)).transpose())
+                .transpose()?
+            else {
+                continue;
+            };
+            // In a container the same path leads elsewhere.
+            let target = process.join("root").join(target.strip_prefix("/").unwrap_or(&target));
+            for seen in [&link, &target] {
+                if unless_gone(seen, identity(seen))? == Some(wanted) {
+                    return Ok(Some(fs::read_link(&directory).unwrap_or(directory)));
+                }
             }
         }
     }
-    None
+    Ok(None)
+}
+
+/// What is not there, or was of a process that has ended, is nothing; that something cannot be looked at is an error.
+fn unless_gone<T>(path: &Path, found: std::io::Result<T>) -> Result<Option<T>, RestoreError> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok(None),
+        Err(error) => Err(RestoreError::read(path)(error)),
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use holdfast_format::manifest::{DamagedPage, Manifest, Tablespace};
 use holdfast_format::map::{EntryKind, Map};
 use holdfast_pgformat::{BackupLabel, TablespaceMap, control};
-use holdfast_postgres::cluster::{Binaries, Running, is_running};
+use holdfast_postgres::cluster::{Binaries, Running, prove_stopped};
 use holdfast_repository::Keyring;
 use holdfast_runtime::{Cancel, Phase, Progress};
 use holdfast_types::ByteSize;
@@ -300,10 +300,9 @@ fn read_auto_conf(to: &Path) -> Result<String, RestoreError> {
 }
 
 fn refuse_running(to: &Path) -> Result<(), RestoreError> {
-    match is_running(to) {
+    match prove_stopped(to) {
         Running::No => Ok(()),
         Running::Yes { pid } => Err(RestoreError::ServerRunning { path: to.to_owned(), pid }),
-        Running::Unknown { .. } if !to.exists() => Ok(()),
         Running::Unknown { reason } => Err(RestoreError::ServerUnknown { path: to.to_owned(), reason }),
     }
 }
@@ -345,7 +344,7 @@ fn refuse_replay_into_other_directories(plan: &Plan, old: Option<&Old>) -> Resul
     for created in &plan.created_tablespaces {
         let path = PathBuf::from(&created.location);
         let is_ours = old.is_some_and(|old| old.has_tablespace_in(created.oid, &path));
-        if is_ours && running_owner(&path).is_none() {
+        if is_ours && running_owner(&path)?.is_none() {
             continue;
         }
         if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
@@ -395,7 +394,7 @@ fn tablespace_places(
         let place = wanted.map_or_else(|| PathBuf::from(&space.location), |(_, place)| place.clone());
         let place = std::path::absolute(&place).map_err(RestoreError::write(&place))?;
         let is_old = old.is_some_and(|old| old.has_tablespace_in(space.oid, &place));
-        if is_old && let Some(server) = running_owner(&place) {
+        if is_old && let Some(server) = running_owner(&place)? {
             return Err(RestoreError::TablespaceOfRunning { name: space.name.clone(), path: place, server });
         }
         let is_ours = is_old || unfinished.contains(&place) && place.join(MARKER).is_file();

@@ -138,7 +138,12 @@ fn restore(error: &RestoreError) -> Option<Verdict> {
         RestoreError::ServerRunning { .. } => {
             verdict(Exit::InTheWay, "Nothing was touched. Stop the server, or restore into another directory.")
         }
-        RestoreError::ServerUnknown { .. } | RestoreError::OtherCluster { .. } | RestoreError::OtherVersion { .. } => {
+        RestoreError::ServerUnknown { .. } => verdict(
+            Exit::InTheWay,
+            "Nothing was touched. Make sure that no server uses the directory, in any container or on any machine; then \
+             remove its postmaster.pid. Or restore into another directory.",
+        ),
+        RestoreError::OtherCluster { .. } | RestoreError::OtherVersion { .. } => {
             verdict(Exit::InTheWay, "Nothing was touched. Restore into another directory.")
         }
         RestoreError::NotEmpty { .. } => verdict(

@@ -232,6 +232,23 @@ fn whose_directory_it_is() {
     let to = story.server.data_directory().display().to_string();
     story.site.run(&["restore", "chat", "--to", &to, "--delta"]).expect(11).says("a server is running");
 
+    // One that ran here and was killed is known to be gone; one that may run where we cannot see it is not.
+    let mut killed = Postgres::open(story.server.version(), story.site.path("old")).start();
+    killed.sql("select 1");
+    let pid_file = story.site.path("old/postmaster.pid");
+    let text = fs::read_to_string(&pid_file).expect("it runs");
+    killed.kill_9();
+    assert!(pid_file.exists(), "a killed server leaves its file");
+    let (_, rest) = text.split_once('\n').expect("it has lines");
+    let memory = rest.lines().nth(5).expect("it names shared memory");
+    for elsewhere in [rest.replace(memory, "  12345678  87654321"), rest.replace(memory, "")] {
+        fs::write(&pid_file, format!("1\n{elsewhere}")).expect("it can be written");
+        story.refuses("old", &["--delta"], "remove its postmaster.pid");
+    }
+    fs::write(&pid_file, text).expect("it can be written");
+    own(&pid_file);
+    story.lay("old", &["--delta"]);
+
     let control = story.site.path("old/global/pg_control");
     let bytes = fs::read(&control).expect("it can be read");
     let mut damaged = bytes.clone();
@@ -276,6 +293,7 @@ fn nothing_is_touched_without_need() {
         let disk = SmallDisk::mount(old.join("base/extra/disk"), 4);
         let kept = disk.path().join("kept");
         fs::write(&kept, "of somebody").expect("it can be written");
+        own(&old);
         let before = tree(&old);
         story.refuses("old", &["--delta"], "another file system");
         story.refuses("old", &["--delta", "--dry-run"], "another file system");
