@@ -2,14 +2,15 @@
 //!
 //! This is the most dangerous interface there is: if recovery is told that a segment does not exist, it takes that for
 //! the end of the log and promotes. So [`GetOutcome::NotFound`] is answered only when the repository was asked and has
-//! neither the segment nor anything after it; whatever else keeps us from answering is an error, on which recovery has
+//! neither the segment nor anything after it, on its timeline or on those that recovery would go on to; whatever else keeps us from answering is an error, on which recovery has
 //! to stop.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use holdfast_repository::{Keyring, Lineage, RepositoryError};
+use holdfast_pgformat::{HistoryError, TimelineHistory};
+use holdfast_repository::{Keyring, Lineage, LogView, RepositoryError};
 use holdfast_types::{Lsn, Segment, SegmentSize, Timeline};
 
 /// What to fetch.
@@ -30,6 +31,8 @@ pub struct GetOptions {
     /// Serve nothing behind `until`, as if the log ended there: no record at which recovery could be told to stop was
     /// there when the target was chosen, and what came since was not asked for.
     pub cut: bool,
+    /// The timeline that recovery follows; without one, the newest.
+    pub timeline: Option<Timeline>,
 }
 
 impl GetOptions {
@@ -63,6 +66,12 @@ pub enum GetError {
     Name(String),
     #[error("the log of timeline {timeline} has a gap at {at}: there is more after it")]
     Gap { timeline: Timeline, at: Lsn },
+    #[error("the history of timeline {timeline} cannot be used")]
+    History {
+        timeline: Timeline,
+        #[source]
+        source: HistoryError,
+    },
     #[error("the log went on changing while `{name}` was looked for")]
     Unsettled { name: String },
     #[error("could not write {}", .path.display())]
@@ -127,6 +136,9 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
             }
             return Err(GetError::Gap { timeline, at: end });
         }
+        if !is_enough && goes_on_elsewhere(keyring, options, &view, timeline, end).await? {
+            return Err(GetError::Gap { timeline, at: end });
+        }
         return match bytes.filter(|_| options.partial || options.cut) {
             Some(mut bytes) => {
                 bytes.resize(size.get() as usize, 0);
@@ -136,6 +148,34 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
         };
     }
     Err(GetError::Unsettled { name: name.clone() })
+}
+
+/// Whether the timeline that recovery follows left this one only after `end`, and there is log after that: then what is
+/// missing is not the end of the log.
+///
+/// The first segment of a timeline begins with a copy of what came before the switch, so that the segment of the switch
+/// itself need not be there on the timeline that was left.
+async fn goes_on_elsewhere(
+    keyring: &Keyring,
+    options: &GetOptions,
+    view: &LogView,
+    timeline: Timeline,
+    end: Lsn,
+) -> Result<bool, GetError> {
+    let Some(followed) = options.timeline.or_else(|| view.histories.last().copied()) else { return Ok(false) };
+    if followed <= timeline {
+        return Ok(false);
+    }
+    let bytes = keyring.history(&options.source, options.lineage, followed).await;
+    let bytes = bytes.map_err(|source| GetError::Repository { name: options.name.clone(), source })?;
+    let history = TimelineHistory::parse(followed, bytes.as_deref().unwrap_or_default());
+    let history = history.map_err(|source| GetError::History { timeline: followed, source })?;
+    let mut way = history.entries().iter().skip_while(|entry| entry.timeline != timeline);
+    let Some(left) = way.next() else { return Ok(false) };
+    let size = view.lineage.segment_size.get();
+    let mut later = way.map(|entry| entry.timeline).chain([followed]);
+    Ok(end.get() < left.switch.get() / size * size
+        && later.any(|later| view.end(later).is_some_and(|newest| newest > end)))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), GetError> {

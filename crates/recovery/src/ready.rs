@@ -123,9 +123,8 @@ mod tests {
         symlink(at("nowhere"), at("dangling")).unwrap();
         fs::write(at("file"), "").unwrap();
         let check = |to: &str, places: &[&str]| {
-            let space = |place: &&str| {
-                (Tablespace { oid: 7, name: "fast".to_owned(), location: "/old".to_owned() }, at(place))
-            };
+            let space =
+                |place: &&str| (Tablespace { oid: 7, name: "fast".to_owned(), location: "/old".to_owned() }, at(place));
             can_write(&at(to), &places.iter().map(space).collect::<Vec<_>>())
         };
         check("data", &[]).unwrap();

@@ -69,6 +69,7 @@ impl Fixture {
             partial: true,
             until: None,
             cut: false,
+            timeline: None,
         }
     }
 
@@ -119,4 +120,53 @@ async fn a_cut_hides_what_came_since() {
     // Without a cut the position only says which gaps do no harm.
     let options = GetOptions { until: until(4 * MIB + 8), ..fixture.options(1, 4) };
     assert_eq!(fixture.served(&options).await.unwrap(), Some(MIB));
+}
+
+/// Timeline 1 was left in segment 6 for timeline 2, and that in segment 8 for timeline 3. Of timeline 1 nothing is there
+/// from segment 5 on.
+#[tokio::test]
+async fn what_a_later_timeline_goes_on_from_is_a_gap() {
+    let fixture = Fixture::new().await;
+    let history = async |timeline: u32, text: &str| {
+        let name = Names::history("chat", fixture.lineage, Timeline::new(timeline));
+        let sealed = fixture.epoch.seal_history(name, text.as_bytes()).unwrap();
+        fixture.keyring.repository().put_log(&sealed).await.unwrap();
+    };
+    fixture.log(1, 3, MIB).await;
+    fixture.log(1, 4, 4096).await;
+    let get = async |timeline, number, followed: Option<u32>, until: Option<u64>| {
+        let options = GetOptions {
+            timeline: followed.map(Timeline::new),
+            until: until.map(Lsn::new),
+            ..fixture.options(timeline, number)
+        };
+        match fixture.served(&options).await {
+            Err(GetError::Gap { at, .. }) => Err(at.get()),
+            served => Ok(served.unwrap()),
+        }
+    };
+    // Nothing goes on yet.
+    assert_eq!(get(1, 4, None, None).await, Ok(Some(4096)));
+    assert_eq!(get(1, 5, None, None).await, Ok(None));
+    history(2, "1\t0/600800\tno recovery target specified\n").await;
+    assert_eq!(get(1, 5, None, None).await, Ok(None), "a timeline of which there is no log yet");
+    fixture.log(2, 7, 4096).await;
+    history(3, "1\t0/600800\tno recovery target specified\n2\t0/800800\tno recovery target specified\n").await;
+    fixture.log(3, 8, 4096).await;
+    for followed in [None, Some(2), Some(3)] {
+        assert_eq!(get(1, 3, followed, None).await, Ok(Some(MIB)));
+        assert_eq!(get(1, 4, followed, None).await, Err(4 * MIB + 4096), "{followed:?}");
+        assert_eq!(get(1, 5, followed, None).await, Err(5 * MIB), "{followed:?}");
+        // Timeline 2 begins in segment 6, with a copy of what was before.
+        assert_eq!(get(1, 6, followed, None).await, Ok(None), "{followed:?}");
+        assert_eq!(get(1, 7, followed, None).await, Ok(None), "{followed:?}");
+    }
+    // Whoever follows the timeline that was left, or wants no more than there is, comes to its end.
+    assert_eq!(get(1, 5, Some(1), None).await, Ok(None));
+    assert_eq!(get(1, 4, Some(1), None).await, Ok(Some(4096)));
+    assert_eq!(get(1, 4, Some(3), Some(4 * MIB + 4096)).await, Ok(Some(4096)));
+    // Segment 7 of timeline 2 has not arrived in full, and timeline 3 goes on behind it.
+    assert_eq!(get(2, 7, Some(3), None).await, Err(7 * MIB + 4096));
+    assert_eq!(get(2, 7, Some(2), None).await, Ok(Some(4096)));
+    assert_eq!(get(2, 8, Some(3), None).await, Ok(None));
 }

@@ -279,7 +279,8 @@ fn nothing_is_touched_without_need() {
         let new = story.site.path("new");
         for _ in 0..2 {
             let plain = new.display().to_string();
-            for arguments in [&["--to", &to, "--delta"][..], &["--to", &to, "--delta", "--dry-run"], &["--to", &plain]] {
+            for arguments in [&["--to", &to, "--delta"][..], &["--to", &to, "--delta", "--dry-run"], &["--to", &plain]]
+            {
                 story.site.run(&[&["restore", "chat"], arguments].concat()).expect(1).says("packs/");
             }
             expect_same(&before, &tree(&old), "a restore whose pack was missing or cut");
@@ -417,7 +418,9 @@ fn with_a_tablespace() {
     fs::create_dir(&locked).expect("it is ours");
     own(&locked);
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o500)).expect("it is ours");
-    for (place, why) in [("old", "in one another"), ("old/inner", "in one another"), ("locked/space", "ermission denied")] {
+    for (place, why) in
+        [("old", "in one another"), ("old/inner", "in one another"), ("locked/space", "ermission denied")]
+    {
         let to = story.site.path("old").display().to_string();
         let before = tree(Path::new(&to));
         let refused = story.site.run(&["restore", "chat", "--to", &to, "--delta", "--tablespace", &remap(place)]);

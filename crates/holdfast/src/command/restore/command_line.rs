@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use holdfast_repository::Lineage;
-use holdfast_types::Lsn;
+use holdfast_types::{Lsn, Timeline};
 
 use crate::failure::{CommandError, Failure};
 
@@ -17,6 +17,7 @@ pub(super) fn restore_command(
     lineage: Lineage,
     until: Option<Lsn>,
     is_cut: bool,
+    timeline: Timeline,
 ) -> Result<String, Failure> {
     let program = std::env::current_exe().map_err(CommandError::file("find this program:", Path::new("holdfast")))?;
     let program = quote(&program)?;
@@ -24,8 +25,8 @@ pub(super) fn restore_command(
     let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
     let cut = if is_cut { " --cut" } else { "" };
     Ok(format!(
-        "{program} --config {config} wal get {source} %f \"%p\" --partial{until}{cut} --lineage {lineage} \
-         --prefetch {PREFETCH}"
+        "{program} --config {config} wal get {source} %f \"%p\" --partial{until}{cut} --timeline {timeline} \
+         --lineage {lineage} --prefetch {PREFETCH}"
     ))
 }
 
@@ -87,10 +88,11 @@ mod tests {
             lineage,
             Some(Lsn::new(0x1_0000_00AB)),
             true,
+            Timeline::new(3),
         )
         .unwrap();
         let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --until 1/AB --cut \
-                        --lineage 7412345678901234567-16 --prefetch holdfast.prefetch";
+                        --timeline 3 --lineage 7412345678901234567-16 --prefetch holdfast.prefetch";
         assert!(command.ends_with(expected), "{command}");
         let words = command.replace('"', "");
         let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();

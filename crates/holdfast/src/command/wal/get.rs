@@ -4,7 +4,7 @@ use clap::Args;
 use holdfast_pgformat::control::ControlFile;
 use holdfast_recovery::{GetOptions, GetOutcome};
 use holdfast_repository::{Keyring, Lineage};
-use holdfast_types::{Lsn, Segment};
+use holdfast_types::{Lsn, Segment, Timeline};
 
 use super::prefetch;
 use crate::context::Context;
@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// Serve nothing behind --until, as if the log ended there, however far it has grown.
     #[arg(long, requires = "until")]
     cut: bool,
+    /// The timeline that recovery follows, if not the newest: log missing on the way to it is a gap.
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
     /// Which cluster's log: system identifier and segment size in MiB.
     ///
     /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
@@ -56,7 +59,7 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, file, destination, partial, until, cut, lineage, prefetch } = options;
+    let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch } = options;
     let config = context.config()?;
     let ahead =
         prefetch.map(|directory| prefetch::Ahead { config: config.path.clone(), source: source.clone(), directory });
@@ -84,6 +87,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         partial,
         until,
         cut,
+        timeline: timeline.map(Timeline::new),
     };
     match holdfast_recovery::get(&keyring, &get).await.doing(what)? {
         GetOutcome::Fetched => {
