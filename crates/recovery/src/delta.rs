@@ -231,8 +231,11 @@ impl Tidy {
             if metadata.dev() != device {
                 return Err(RestoreError::MountPoint { path: path.to_owned() });
             }
-            directory(path)?;
-            for entry in fs::read_dir(path).map_err(RestoreError::write(path))? {
+            let mut entries = fs::read_dir(path).map_err(RestoreError::write(path))?.peekable();
+            if entries.peek().is_some() {
+                directory(path)?;
+            }
+            for entry in entries {
                 let below = entry.map_err(RestoreError::write(path))?.path();
                 let metadata = fs::symlink_metadata(&below).map_err(RestoreError::write(&below))?;
                 self.remove(&below, &metadata, device)?;

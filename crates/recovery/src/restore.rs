@@ -310,15 +310,11 @@ fn refuse_running(to: &Path) -> Result<(), RestoreError> {
 /// Refuses a directory with anything in it, but for what an interrupted restore left. Gives the tablespaces' directories
 /// that such a restore was filling.
 fn refuse_what_is_in_the_way(to: &Path) -> Result<Vec<PathBuf>, RestoreError> {
-    let entries = match fs::read_dir(to) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(RestoreError::write(to))?,
-    };
-    if entries.count() == 0 {
+    if !has_entries(to)? {
         return Ok(Vec::new());
     }
     let marker = to.join(MARKER);
-    if !marker.is_file() || to.join("global/pg_control").exists() {
+    if !marker.is_file() || is_there(&to.join("global/pg_control"))? {
         return Err(RestoreError::NotEmpty { path: to.to_owned() });
     }
     places_of_marker(to)
@@ -347,12 +343,29 @@ fn refuse_replay_into_other_directories(plan: &Plan, old: Option<&Old>) -> Resul
         if is_ours && running_owner(&path)?.is_none() {
             continue;
         }
-        if fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some()) {
+        if has_entries(&path)? {
             let name = format!("created at {}", created.lsn);
             return Err(RestoreError::TablespaceInUse { oid: created.oid, name, path });
         }
     }
     Ok(())
+}
+
+/// Whether anything is in a directory, which need not be there. That it cannot be looked into does not mean that it is
+/// empty.
+fn has_entries(path: &Path) -> Result<bool, RestoreError> {
+    match fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        entries => match entries.map_err(RestoreError::read(path))?.next() {
+            Some(entry) => entry.map(|_| true).map_err(RestoreError::read(path)),
+            None => Ok(false),
+        },
+    }
+}
+
+/// Whether something is there; not being able to look is neither yes nor no.
+fn is_there(path: &Path) -> Result<bool, RestoreError> {
+    path.try_exists().map_err(RestoreError::read(path))
 }
 
 fn require_space(to: &Path, needed: u64) -> Result<(), RestoreError> {
@@ -398,7 +411,7 @@ fn tablespace_places(
             return Err(RestoreError::TablespaceOfRunning { name: space.name.clone(), path: place, server });
         }
         let is_ours = is_old || unfinished.contains(&place) && place.join(MARKER).is_file();
-        if !is_ours && fs::read_dir(&place).is_ok_and(|mut entries| entries.next().is_some()) {
+        if !is_ours && has_entries(&place)? {
             return Err(RestoreError::TablespaceInUse { oid: space.oid, name: space.name.clone(), path: place });
         }
         places.push((space.clone(), place));
@@ -549,7 +562,7 @@ impl Layout {
     /// and all of it stays under its former path in [`CONFIG_DIRECTORY`].
     fn adopt_configuration(&self, config: &[PathBuf], notes: &mut Vec<String>) -> Result<(), RestoreError> {
         let at = RestoreError::write;
-        if self.to.join("postgresql.conf").exists() || config.is_empty() {
+        if is_there(&self.to.join("postgresql.conf"))? || config.is_empty() {
             return Ok(());
         }
         let Some(main) = config.iter().find(|path| path.ends_with("postgresql.conf")) else { return Ok(()) };
@@ -583,7 +596,7 @@ impl Layout {
         }
         for (_, place) in places {
             // Where an old cluster had its tablespace there is none.
-            if place.join(MARKER).exists() {
+            if is_there(&place.join(MARKER))? {
                 remove_marker(place)?;
             }
             sync(place)?;
@@ -641,4 +654,34 @@ pub(crate) fn sync(directory: &Path) -> Result<(), RestoreError> {
 /// A target that leaves nothing to replay but what makes the snapshot consistent.
 pub(crate) fn replays_little(plan: &Plan) -> bool {
     plan.stop_at == Target::Consistent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("empty")).unwrap();
+        fs::write(at("file"), "").unwrap();
+        assert!(!has_entries(&at("absent")).unwrap() && !has_entries(&at("empty")).unwrap());
+        assert!(has_entries(folder.path()).unwrap());
+        // Neither "not there" nor readable, for root as well.
+        std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
+        for hidden in ["file", "file/below", "loop"] {
+            assert!(matches!(has_entries(&at(hidden)), Err(RestoreError::Read { .. })), "{hidden}");
+        }
+    }
+
+    #[test]
+    fn a_marker_is_no_licence_where_the_control_file_cannot_be_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(MARKER), "").unwrap();
+        assert_eq!(refuse_what_is_in_the_way(folder.path()).unwrap(), Vec::<PathBuf>::new());
+        let global = folder.path().join("global");
+        std::os::unix::fs::symlink(&global, &global).unwrap();
+        assert!(matches!(refuse_what_is_in_the_way(folder.path()), Err(RestoreError::Read { .. })));
+    }
 }

@@ -217,8 +217,7 @@ async fn carry_out(
     options: Options,
 ) -> Result<Exit, Failure> {
     let (until, is_cut, timeline) = (plan.until(), plan.is_cut(), plan.timeline);
-    let command =
-        command_line::restore_command(&config.path, &options.source, plan.lineage, until, is_cut, timeline)?;
+    let command = command_line::restore_command(&config.path, &options.source, plan.lineage, until, is_cut, timeline)?;
     let restore_options = restore_options(&options, command)?;
     let Options { source, archive_mode, start, .. } = options;
     let to = restore_options.to.clone();

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, sym
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use holdfast_testkit::{Postgres, StartError, StopMode, default_version, own};
+use holdfast_testkit::{PgVersion, Postgres, StartError, StopMode, default_version, own, require};
 use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
@@ -37,7 +37,11 @@ struct Story {
 
 impl Story {
     fn new(before: impl FnOnce(&Postgres, &Site)) -> Self {
-        let server = Postgres::build(&default_version()).setting("autovacuum", "off").start();
+        Self::on(&default_version(), before)
+    }
+
+    fn on(version: &PgVersion, before: impl FnOnce(&Postgres, &Site)) -> Self {
+        let server = Postgres::build(version).setting("autovacuum", "off").start();
         server.sql(BEFORE);
         let site = Site::protecting(&server);
         before(&server, &site);
@@ -117,8 +121,17 @@ fn bytes(report: &Value, field: &str) -> u64 {
 }
 
 #[test]
-fn over_an_older_copy() {
-    let mut story = Story::new(|_, _| {}).with_old_copy(&[]);
+fn over_an_older_copy_15() {
+    over_an_older_copy(&require(15));
+}
+
+#[test]
+fn over_an_older_copy_18() {
+    over_an_older_copy(&require(18));
+}
+
+fn over_an_older_copy(version: &PgVersion) {
+    let mut story = Story::on(version, |_, _| {}).with_old_copy(&[]);
     let plain = story.lay("plain", &[]);
     let old = tree(&story.site.path("old"));
     let to = story.site.path("old").display().to_string();
@@ -422,8 +435,9 @@ fn with_a_tablespace() {
         [("old", "in one another"), ("old/inner", "in one another"), ("locked/space", "ermission denied")]
     {
         let to = story.site.path("old").display().to_string();
+        let space = format!("elsewhere={}", story.site.path(place).display());
         let before = tree(Path::new(&to));
-        let refused = story.site.run(&["restore", "chat", "--to", &to, "--delta", "--tablespace", &remap(place)]);
+        let refused = story.site.run(&["restore", "chat", "--to", &to, "--delta", "--tablespace", &space]);
         assert!(refused.code != Some(0), "{place}: {refused:#?}");
         expect_same(&before, &tree(Path::new(&to)), "a refused restore");
         if place != "old" {
