@@ -14,7 +14,25 @@ use crate::receive::{ReceiveOptions, ReceiveStatus, receive};
 use crate::snapshot::BackupOptions;
 use crate::{BackupError, ReceiveError};
 
-const POLL: Duration = Duration::from_millis(200);
+/// How long to wait between two looks at the repository: little at first, since the log of a small backup is there soon,
+/// and then longer, since each look lists objects.
+#[derive(Debug)]
+struct Pace(Duration);
+
+impl Pace {
+    const SHORTEST: Duration = Duration::from_millis(10);
+    const LONGEST: Duration = Duration::from_millis(200);
+
+    const fn new() -> Self {
+        Self(Self::SHORTEST)
+    }
+
+    fn next(&mut self) -> Duration {
+        let now = self.0;
+        self.0 = (now * 2).min(Self::LONGEST);
+        now
+    }
+}
 
 /// A receiver that runs already, or one of our own.
 pub(crate) struct LogFeed {
@@ -74,7 +92,7 @@ impl LogFeed {
         (lineage, timeline, lsn): (Lineage, Timeline, Lsn),
         cancel: &Cancel,
     ) -> Result<bool, BackupError> {
-        let begun = Instant::now();
+        let (begun, mut pace) = (Instant::now(), Pace::new());
         loop {
             let is_there = match &self.own {
                 Some(own) => own.status.borrow().durable >= lsn,
@@ -84,7 +102,7 @@ impl LogFeed {
                 return Ok(is_there);
             }
             cancel.check()?;
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(pace.next()).await;
         }
     }
 
@@ -107,7 +125,7 @@ impl LogFeed {
                 () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
             }
         }
-        let begun = Instant::now();
+        let (begun, mut pace) = (Instant::now(), Pace::new());
         loop {
             let view = repository.log(&options.source, lineage).await?;
             // Recovery reads whole segments: the one in which the backup began from its beginning.
@@ -121,7 +139,7 @@ impl LogFeed {
                 return Err(BackupError::LogMissing { start, stop: stop.lsn, waited_seconds });
             }
             cancel.check()?;
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(pace.next()).await;
         }
     }
 
@@ -162,4 +180,16 @@ async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
     }
     client.close().await;
     Ok(received)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_come_fast_at_first_and_never_rarer_than_before() {
+        let mut pace = Pace::new();
+        let waits: Vec<u128> = (0..8).map(|_| pace.next().as_millis()).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 200, 200, 200]);
+    }
 }
