@@ -177,7 +177,7 @@ chapter "3. Back it up while 24 writers work on it as fast as they can"
 lab run --conninfo "$(connection $live_port im)" --journal journal --until-killed >workload.json 2>workload.log &
 workload=$!
 sleep 3
-type_and_keep backup.json holdfast backup chat
+type_and_keep backup.json holdfast backup chat --fast
 jq -r '"    snapshot \(.snapshot.id), log needed \(.snapshot.start_lsn) to \(.snapshot.stop_lsn)"' backup.json
 sleep 4
 

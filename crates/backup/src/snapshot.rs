@@ -162,6 +162,11 @@ impl Job<'_> {
             None => None,
         };
         progress.begin(Phase("waiting for the checkpoint"), 0);
+        if options.checkpoint == StartCheckpoint::Spread
+            && let Some(wait) = spread_checkpoint(info)
+        {
+            progress.remark(wait);
+        }
         let label = format!("holdfast {id}");
         let start = tokio::select! {
             outcome = BackupSession::start(client, &label, options.checkpoint) => outcome,
@@ -416,6 +421,13 @@ async fn store_maps(epoch: &Epoch, maps: &[Map]) -> Result<(Vec<MapRef>, u64), B
         references.push(MapRef { id, bytes: len, entries });
     }
     Ok((references, bytes))
+}
+
+/// How long a spread checkpoint may take, for people who wait for one.
+fn spread_checkpoint(info: &ServerInfo) -> Option<String> {
+    let number = |name| info.setting(name)?.parse::<f64>().ok();
+    let seconds = number("checkpoint_completion_target")? * number("checkpoint_timeout")?;
+    Some(format!("it may take {seconds:.0} s (checkpoint_completion_target × checkpoint_timeout); --fast hurries"))
 }
 
 fn stamp(now: Micros) -> String {

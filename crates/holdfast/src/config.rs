@@ -75,7 +75,7 @@ impl Default for BackupSettings {
             impact: Impact { nice: 10, ..Impact::default() },
             windows: None,
             level: 2,
-            checkpoint: StartCheckpoint::Fast,
+            checkpoint: StartCheckpoint::Spread,
         }
     }
 }

@@ -51,6 +51,8 @@ impl Drop for Shown {
 /// With and without a total.
 const KNOWN: &str = "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
 const UNKNOWN: &str = "{spinner} {msg}  {bytes}  {bytes_per_sec}";
+/// Where there is nothing to count.
+const WAITING: &str = "{spinner} {msg}  {elapsed}";
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the templates above are valid")
@@ -58,16 +60,22 @@ fn style(template: &str) -> ProgressStyle {
 
 async fn draw(progress: Progress, bar: ProgressBar) {
     tokio::time::sleep(DELAY).await;
-    let (known, unknown) = (style(KNOWN), style(UNKNOWN));
+    let (known, unknown, waiting) = (style(KNOWN), style(UNKNOWN), style(WAITING));
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-    let mut shown = None;
+    let mut shown = (None, None);
     loop {
         let Reading { phase, done, total } = progress.read();
-        if phase != shown {
-            shown = phase;
+        let now = (phase, progress.read_remark());
+        if now != shown {
             bar.reset();
-            bar.set_message(phase.map_or("", |phase| phase.0));
-            bar.set_style(if total > 0 { known.clone() } else { unknown.clone() });
+            let name = phase.map_or("", |phase| phase.0);
+            let (message, style) = match &now.1 {
+                Some(remark) => (format!("{name}: {remark}"), &waiting),
+                None => (name.to_owned(), if total > 0 { &known } else { &unknown }),
+            };
+            bar.set_message(message);
+            bar.set_style(style.clone());
+            shown = now;
         }
         bar.set_length(total);
         bar.set_position(done);
@@ -76,7 +84,7 @@ async fn draw(progress: Progress, bar: ProgressBar) {
     }
 }
 
-async fn lines(progress: Progress, step: Duration, line: fn(Reading, f64) -> String) {
+async fn lines(progress: Progress, step: Duration, line: fn(Reading, Option<&str>, f64) -> String) {
     let mut ticks = tokio::time::interval(step);
     ticks.tick().await;
     let (mut before, mut at) = (progress.read(), Instant::now());
@@ -87,15 +95,18 @@ async fn lines(progress: Progress, step: Duration, line: fn(Reading, f64) -> Str
         let base = if reading.phase == before.phase { before.done } else { 0 };
         let rate = reading.done.saturating_sub(base) as f64 / (now - at).as_secs_f64().max(0.001);
         if reading.phase.is_some() {
-            output::talk(&line(reading, rate));
+            output::talk(&line(reading, progress.read_remark().as_deref(), rate));
         }
         (before, at) = (reading, now);
     }
 }
 
-fn text_line(reading: Reading, rate: f64) -> String {
+fn text_line(reading: Reading, remark: Option<&str>, rate: f64) -> String {
     let Reading { phase, done, total } = reading;
     let phase = phase.map_or("", |phase| phase.0);
+    if let Some(remark) = remark {
+        return format!("{phase}: {remark}");
+    }
     let rate_text = table::size(rate as u64);
     if total == 0 {
         return format!("{phase}: {}, {rate_text}/s", table::size(done));
@@ -108,16 +119,18 @@ fn text_line(reading: Reading, rate: f64) -> String {
     format!("{phase}: {} of {} ({percent} %), {rate_text}/s{left}", table::size(done), table::size(total))
 }
 
-fn json_line(reading: Reading, rate: f64) -> String {
+fn json_line(reading: Reading, remark: Option<&str>, rate: f64) -> String {
     #[derive(Serialize)]
-    struct Line {
+    struct Line<'a> {
         phase: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        remark: Option<&'a str>,
         done: u64,
         total: u64,
         bytes_per_second: u64,
     }
     let Reading { phase, done, total } = reading;
-    let line = Line { phase: phase.map(|phase| phase.0), done, total, bytes_per_second: rate as u64 };
+    let line = Line { phase: phase.map(|phase| phase.0), remark, done, total, bytes_per_second: rate as u64 };
     serde_json::to_string(&line).unwrap_or_default()
 }
 
@@ -128,17 +141,21 @@ mod tests {
 
     #[test]
     fn templates_are_valid() {
-        let _styles = (style(KNOWN), style(UNKNOWN));
+        let _styles = (style(KNOWN), style(UNKNOWN), style(WAITING));
     }
 
     #[test]
     fn lines_say_where_a_job_stands() {
         let reading = Reading { phase: Some(Phase("copying files")), done: 50 << 20, total: 200 << 20 };
         let rate = f64::from(25 << 20);
-        assert_eq!(text_line(reading, rate), "copying files: 50.0 MiB of 200.0 MiB (25 %), 25.0 MiB/s, 6.00 s left");
-        assert_eq!(text_line(Reading { total: 0, ..reading }, rate), "copying files: 50.0 MiB, 25.0 MiB/s");
-        assert!(!text_line(reading, 0.0).contains("left"));
-        let json: serde_json::Value = serde_json::from_str(&json_line(reading, rate)).unwrap();
+        assert_eq!(
+            text_line(reading, None, rate),
+            "copying files: 50.0 MiB of 200.0 MiB (25 %), 25.0 MiB/s, 6.00 s left"
+        );
+        assert_eq!(text_line(Reading { total: 0, ..reading }, None, rate), "copying files: 50.0 MiB, 25.0 MiB/s");
+        assert!(!text_line(reading, None, 0.0).contains("left"));
+        assert_eq!(text_line(reading, Some("up to 4 min"), rate), "copying files: up to 4 min");
+        let json: serde_json::Value = serde_json::from_str(&json_line(reading, None, rate)).unwrap();
         assert_eq!((json["phase"].as_str(), json["total"].as_u64()), (Some("copying files"), Some(200 << 20)));
     }
 }

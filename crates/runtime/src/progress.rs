@@ -17,6 +17,7 @@ struct Shared {
     done: AtomicU64,
     total: AtomicU64,
     phases: Mutex<Vec<(Phase, Instant)>>,
+    remark: Mutex<Option<String>>,
 }
 
 /// What [`Progress`] stands at.
@@ -39,6 +40,17 @@ impl Progress {
         phases.push((phase, Instant::now()));
         self.shared.total.store(total, Relaxed);
         self.shared.done.store(0, Relaxed);
+        *self.shared.remark.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Says something of the phase that has begun, such as why it may take long. It goes with the phase.
+    pub fn remark(&self, text: String) {
+        *self.shared.remark.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+    }
+
+    /// What there is to say of the phase.
+    pub fn read_remark(&self) -> Option<String> {
+        self.shared.remark.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn add(&self, bytes: u64) {
@@ -63,5 +75,20 @@ impl Progress {
         let phases = self.shared.phases.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = phases.iter().skip(1).map(|(_, start)| *start).chain([Instant::now()]);
         phases.iter().zip(ends).map(|((phase, start), end)| (*phase, end.saturating_duration_since(*start))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remark_goes_with_its_phase() {
+        let progress = Progress::new();
+        progress.begin(Phase("waiting"), 0);
+        progress.remark("it may take long".to_owned());
+        assert_eq!(progress.read_remark().as_deref(), Some("it may take long"));
+        progress.begin(Phase("working"), 0);
+        assert_eq!(progress.read_remark(), None);
     }
 }

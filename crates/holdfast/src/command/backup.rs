@@ -18,9 +18,9 @@ use crate::table::{self, Lines as _, Table};
 
 const EXAMPLES: &str = "\
 Examples:
-  holdfast backup chat
+  holdfast backup chat --fast
   holdfast backup chat --type incremental
-  holdfast backup chat --spread --rate-limit 50MiB
+  holdfast backup chat --rate-limit 50MiB
   holdfast backup chat --latency-limit 20ms --any-time
   holdfast backup chat --parallel 8 --level 6";
 
@@ -43,11 +43,11 @@ pub(crate) struct Options {
     #[arg(long = "type", value_enum, default_value_t = Kind::Full)]
     kind: Kind,
 
-    /// Begin with a checkpoint at once.
+    /// Begin with a checkpoint at once. Else it is spread over some minutes, unless the configuration says otherwise.
     #[arg(long)]
     fast: bool,
 
-    /// Begin with a gentle checkpoint, some minutes later.
+    /// Begin with a gentle checkpoint, some minutes later, even if the configuration says "fast".
     #[arg(long, conflicts_with = "fast")]
     spread: bool,
 

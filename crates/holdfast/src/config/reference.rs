@@ -197,9 +197,11 @@ pub(crate) const SETTINGS: [Setting; 22] = [
         table: BACKUP,
         key: "checkpoint",
         kind: "\"fast\" or \"spread\"",
-        default: "\"fast\"",
-        text: "How the checkpoint is made that begins a backup: at once, or gently and some minutes later.",
-        example: "\"fast\"",
+        default: "\"spread\"",
+        text: "How the checkpoint is made that begins a backup: \"spread\" over the time that the server gives to every \
+               checkpoint (`checkpoint_completion_target` of `checkpoint_timeout`, some minutes), so that nobody \
+               notices; or \"fast\", at once and with all the I/O that takes. `holdfast backup --fast` hurries one.",
+        example: "\"spread\"",
     },
     Setting {
         table: WAL,

@@ -33,6 +33,13 @@ fn the_reference_example_is_valid_and_sets_everything() {
     assert!(source.spool.is_some() && source.data_directory.is_some() && repository.identity_file.is_some());
 }
 
+#[test]
+fn backups_are_gentle_unless_told_otherwise() {
+    let config = parse("[repository.main]\npath = \"/r\"\n[source.chat]\n").unwrap();
+    let backup = &config.source("chat").unwrap().backup;
+    assert_eq!(backup.checkpoint, StartCheckpoint::Spread);
+}
+
 /// The keys that a table takes, from what serde says when it refuses one.
 fn keys_of(table: &str) -> BTreeSet<String> {
     let table = table.replace("NAME", "x");

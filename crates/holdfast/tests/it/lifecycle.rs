@@ -30,7 +30,7 @@ fn a_cluster_is_protected_lost_and_brought_back() {
     wait_until(Duration::from_secs(30), "the receiver to stream", is_active);
 
     cancelled_backups_end_cleanly(&sandbox, &server);
-    let backup = sandbox.run(&["backup", "chat", "--json"]).expect(0).json();
+    let backup = sandbox.run(&["backup", "chat", "--json", "--fast"]).expect(0).json();
     let id = backup["snapshot"]["id"].as_str().unwrap().to_owned();
     server.sql("insert into t values (1001)");
     server.sql("select pg_create_restore_point('before')");
@@ -107,7 +107,7 @@ fn a_cluster_is_protected_lost_and_brought_back() {
 }
 
 fn cancelled_backups_end_cleanly(sandbox: &Sandbox, server: &Postgres) {
-    let mut backup = sandbox.command(&["backup", "chat", "--rate-limit", "2MB"]);
+    let mut backup = sandbox.command(&["backup", "chat", "--fast", "--rate-limit", "2MB"]);
     let mut backup = backup.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program can be run");
     let sessions = "select count(*) from pg_stat_activity where application_name = 'holdfast' \
                     and query ~ 'pg_(backup_start|start_backup)'";

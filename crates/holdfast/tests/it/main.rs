@@ -2,6 +2,7 @@
 
 mod configuration;
 mod exit_codes;
+mod frequent;
 mod help;
 mod keys;
 mod lifecycle;

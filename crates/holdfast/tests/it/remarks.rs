@@ -10,7 +10,7 @@ fn nobody_receives_and_the_restored_server_does_not_come_up() {
     let server = Postgres::build(&version).start();
     let sandbox = Sandbox::for_servers();
     sandbox.add_to_configuration(&format!("[source.chat]\nconnection = \"{}\"\n", server.conninfo()));
-    sandbox.run(&["backup", "chat"]).expect(0).says("`holdfast wal receive chat --create-slot`");
+    sandbox.run(&["backup", "chat", "--fast"]).expect(0).says("`holdfast wal receive chat --create-slot`");
     sandbox.run(&["list", "chat"]).expect(0).says("\nrecoverable as of ").says("the log has no later commit");
     sandbox.run(&["verify"]).expect(0).says(": 1 snapshot, ");
 

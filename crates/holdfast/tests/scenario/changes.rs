@@ -87,7 +87,7 @@ fn round(version: &PgVersion, chance: &mut Chance) {
                  insert into wide select repeat(md5(i::text), 120) from generate_series(1, 260000) i",
             );
         }
-        let backup = site.run(&["backup", "chat", "--json", "--rate-limit", "30MiB"]).expect(0).json();
+        let backup = site.run(&["backup", "chat", "--json", "--fast", "--rate-limit", "30MiB"]).expect(0).json();
         lsn(backup["snapshot"]["stop_lsn"].as_str().expect("a backup ends somewhere"))
     });
     site.await_durable(&primary);

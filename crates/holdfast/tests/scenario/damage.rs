@@ -238,7 +238,7 @@ fn a_damaged_page_in_the_database(major: u32) {
 
     let site = Site::protecting(&server);
     let receiver = site.receive(&server, &[]);
-    let backup = site.run(&["backup", "chat", "--json"]).expect(3).json();
+    let backup = site.run(&["backup", "chat", "--json", "--fast"]).expect(3).json();
     let damage = backup["damage"].as_array().expect("a backup lists damage");
     assert!(damage.len() == 1 && damage[0]["block"] == 3, "{backup:#}");
     assert!(damage[0]["relation"].as_str().is_some_and(|relation| relation.contains("victim")), "{backup:#}");

@@ -73,7 +73,7 @@ impl Story {
         let running = self.load.start_with(|options| (options.seed, options.rate) = (seed, Some(500.0)));
         match victim {
             Victim::Backup => {
-                let backup = self.site.start(&["backup", "chat"]);
+                let backup = self.site.start(&["backup", "chat", "--fast"]);
                 self.chance.pause(Duration::ZERO, Duration::from_millis(1500));
                 backup.kill_9();
             }

@@ -127,7 +127,7 @@ impl Site {
     /// Takes a backup; what it reports.
     #[track_caller]
     pub(crate) fn backup(&self) -> Value {
-        self.run(&["backup", "chat", "--json"]).expect(0).json()
+        self.run(&["backup", "chat", "--json", "--fast"]).expect(0).json()
     }
 
     /// How far the log of a timeline is in the repository.
