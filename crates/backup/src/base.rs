@@ -5,32 +5,22 @@ use std::collections::HashMap;
 use holdfast_format::manifest::{DamagedPage, PackSize, SnapshotKind, Summary};
 use holdfast_format::map::{Entry, EntryKind, FrameRef, Map, PackRef, Run};
 use holdfast_format::unfinished::Part;
-use holdfast_pgformat::ControlFile;
+use holdfast_pgformat::{ControlFile, TimelineHistory};
 use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::Keyring;
 use holdfast_types::{Lsn, Micros, PackId, SnapshotId, Timeline};
 
 use crate::BackupError;
+use crate::changes;
 
 /// A frame of the base: which of its maps, and which frame there.
 pub(crate) type BaseFrame = (u32, u32);
 
-/// Where in the log the files of a base belong.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin {
-    /// Of the snapshot; or the one that the newest of the interrupted backups would have been.
-    pub id: SnapshotId,
-    pub timeline: Timeline,
-    /// The files hold all that was written before this ...
-    pub start_lsn: Lsn,
-    /// ... and nothing that was written after this.
-    pub stop_lsn: Lsn,
-}
-
 /// The files of an earlier snapshot, and where their bytes are.
 #[derive(Debug)]
 pub(crate) struct Base {
-    pub origin: Origin,
+    /// Of the snapshot; or of what the newest of the interrupted backups would have been.
+    pub summary: Summary,
     /// Whether the files are those of backups that were interrupted.
     pub is_unfinished: bool,
     pub damage: Vec<DamagedPage>,
@@ -41,21 +31,28 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// The newest snapshot that one of this kind can build on; or why there is none.
+    /// The snapshot that begins last among those that one of this kind can build on; or why there is none. Before the
+    /// backup has begun, where it begins is not known.
     pub(crate) async fn find(
         keyring: &Keyring,
         source: &str,
         kind: SnapshotKind,
         info: &ServerInfo,
+        begin: Option<(&TimelineHistory, Lsn)>,
     ) -> Result<Result<Self, String>, BackupError> {
         let mut refusal = None;
-        for entry in keyring.repository().snapshots(source).await?.into_iter().rev() {
-            // A damaged one is for `verify` to report; what is built on an older one is none the worse.
-            let Ok(summary) = entry.summary else { continue };
+        let entries = keyring.repository().snapshots(source).await?;
+        // A damaged one is for `verify` to report; what is built on an older one is none the worse.
+        let mut summaries: Vec<_> = entries.into_iter().filter_map(|entry| entry.summary.ok()).collect();
+        // Not in the order in which they were taken: one from a standby that lags begins early.
+        summaries.sort_by_key(|summary| (summary.timeline, summary.start_lsn, summary.stopped_at));
+        for summary in summaries.into_iter().rev() {
             if kind == SnapshotKind::Differential && summary.kind != SnapshotKind::Full {
                 continue;
             }
-            match Self::unfit(&summary, info) {
+            let unfit = Self::unfit(&summary, info)
+                .or_else(|| begin.and_then(|(history, begin)| changes::unfit(&summary, history, begin)));
+            match unfit {
                 Some(why) => drop(refusal.get_or_insert(why)),
                 None => return Self::load(keyring, &summary, info).await,
             }
@@ -87,9 +84,7 @@ impl Base {
             // `pg_checksums` writes every page, and the log says nothing of it.
             return Ok(Err(format!("checksums were switched since snapshot {}", summary.id)));
         }
-        let Summary { id, timeline, start_lsn, stop_lsn, .. } = manifest.summary;
-        let origin = Origin { id, timeline, start_lsn, stop_lsn };
-        let mut base = Self::new(origin, false);
+        let mut base = Self::new(manifest.summary, false);
         base.damage = manifest.damage;
         for reference in &manifest.maps {
             base.add(keyring.map(reference.id).await?, &manifest.packs);
@@ -116,14 +111,8 @@ impl Base {
                 && part.checksums == info.data_checksums
         };
         let usable = usable(parts.into_iter().filter(same), last);
-        let Some(newest) = usable.last() else { return Ok(None) };
-        let origin = Origin {
-            id: newest.id.clone(),
-            timeline: newest.timeline,
-            start_lsn: usable.iter().map(|part| part.start_lsn).min().unwrap_or(newest.start_lsn),
-            stop_lsn: usable.iter().map(|part| part.read_lsn).max().unwrap_or(newest.read_lsn),
-        };
-        let mut base = Self::new(origin, true);
+        let Some(summary) = united(&usable) else { return Ok(None) };
+        let mut base = Self::new(summary, true);
         for part in &usable {
             match keyring.map(part.map.id).await {
                 Ok(map) => base.add(map, &part.packs),
@@ -137,9 +126,9 @@ impl Base {
         Ok(Some(base))
     }
 
-    fn new(origin: Origin, is_unfinished: bool) -> Self {
+    fn new(summary: Summary, is_unfinished: bool) -> Self {
         Self {
-            origin,
+            summary,
             is_unfinished,
             damage: Vec::new(),
             maps: Vec::new(),
@@ -155,6 +144,22 @@ impl Base {
         }
         self.maps.push(map);
         self.packs.extend(packs.iter().map(|pack| (pack.id, pack.bytes)));
+    }
+
+    /// Whether one server, the same that is read now, made all pages of it: others have other hints in them.
+    pub(crate) async fn is_of_one_server(
+        &self,
+        keyring: &Keyring,
+        timeline: Timeline,
+        from_standby: bool,
+    ) -> Result<bool, BackupError> {
+        if from_standby {
+            return Ok(false);
+        }
+        let entries = keyring.repository().snapshots(&self.summary.source).await?;
+        let summaries = entries.into_iter().filter_map(|entry| entry.summary.ok());
+        let known: HashMap<_, _> = summaries.map(|summary| (summary.id.clone(), summary)).collect();
+        Ok(is_of_one_server(&self.summary, &known, timeline))
     }
 
     /// A file's size and runs, and the number of the map whose frames they count.
@@ -188,12 +193,55 @@ fn usable(parts: impl Iterator<Item = Part>, last_full: Option<Micros>) -> Vec<P
     usable
 }
 
+/// What several interrupted backups would have been as one: all of their log counts.
+fn united(parts: &[Part]) -> Option<Summary> {
+    let newest = parts.last()?;
+    Some(Summary {
+        id: newest.id.clone(),
+        source: newest.source.clone(),
+        kind: SnapshotKind::Full,
+        base: None,
+        server_version: newest.server_version,
+        system_id: newest.system_id,
+        timeline: newest.timeline,
+        start_lsn: parts.iter().map(|part| part.start_lsn).min()?,
+        stop_lsn: parts.iter().map(|part| part.read_lsn).max()?,
+        segment_size: newest.segment_size,
+        started_at: newest.started_at,
+        stopped_at: newest.started_at,
+        from_standby: parts.iter().any(|part| part.from_standby),
+        bytes: 0,
+        files: 0,
+        read_bytes: None,
+        stored_bytes: 0,
+        damaged_pages: 0,
+        made_by: String::new(),
+    })
+}
+
+/// Follows the snapshots that this one was built on. What is not known any more may have been of any server.
+fn is_of_one_server(base: &Summary, known: &HashMap<SnapshotId, Summary>, timeline: Timeline) -> bool {
+    let mut base = base;
+    // Each was made before the one that builds on it, so there are no circles but in what was tampered with.
+    for _ in 0..=known.len() {
+        // Another timeline: whoever was promoted may have been another server.
+        if base.from_standby || base.timeline != timeline {
+            return false;
+        }
+        let Some(next) = &base.base else { return true };
+        let Some(next) = known.get(next) else { return false };
+        base = next;
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use holdfast_format::manifest::MapRef;
     use holdfast_types::{SegmentSize, SystemId};
 
     use super::*;
+    use crate::changes::tests::summary;
 
     fn part(timeline: u32, started_at: i64) -> Part {
         Part {
@@ -233,5 +281,23 @@ mod tests {
     #[test]
     fn timelines_are_not_mixed() {
         assert_eq!(chosen(&[(1, 10), (2, 20), (1, 30)], None), [(2, 20)]);
+    }
+
+    #[test]
+    fn pages_are_of_one_server_only_if_all_that_was_built_on_is() {
+        let first = summary(1, 0x100, 0x200);
+        let id = |digit: char| -> SnapshotId { format!("20261121T101500Z-0000000{digit}").parse().unwrap() };
+        let on = |digit: char, base: &Summary| Summary { id: id(digit), base: Some(base.id.clone()), ..first.clone() };
+        let second = on('2', &first);
+        let standby = Summary { from_standby: true, ..on('3', &second) };
+        let fourth = on('4', &standby);
+        let promoted = Summary { timeline: Timeline::new(2), ..on('5', &second) };
+        let all = [&first, &second, &standby, &fourth, &promoted];
+        let known: HashMap<_, _> = all.into_iter().map(|one| (one.id.clone(), one.clone())).collect();
+        let is = |base: &Summary, timeline| is_of_one_server(base, &known, Timeline::new(timeline));
+        assert!(is(&first, 1) && is(&second, 1));
+        assert!(!is(&standby, 1) && !is(&fourth, 1));
+        assert!(!is(&second, 2) && !is(&promoted, 2));
+        assert!(!is_of_one_server(&second, &HashMap::new(), Timeline::new(1)));
     }
 }

@@ -3,12 +3,12 @@
 
 use holdfast_changes::ChangeMap;
 use holdfast_format::codec::Compressor;
+use holdfast_format::manifest::Summary;
 use holdfast_pgformat::{Record, TimelineHistory, WalDecoder};
 use holdfast_repository::{Epoch, Keyring, Lineage, LogRange, RepositoryError, SealedLog, StoredChanges};
 use holdfast_types::{Lsn, Segment, Timeline};
 
 use crate::BackupError;
-use crate::base::Origin;
 
 /// Which log to look at.
 #[derive(Clone, Copy, Debug)]
@@ -32,23 +32,17 @@ pub(crate) struct Between {
 /// What changed from the start of `base` to `end` on `timeline`; or why that cannot be known.
 pub(crate) async fn between(
     log: &Log<'_>,
-    base: &Origin,
+    base: &Summary,
     timeline: Timeline,
     end: Lsn,
 ) -> Result<Result<Between, String>, BackupError> {
     let mut between = Between::default();
-    if base.stop_lsn > end {
-        return Ok(Err(format!("this backup begins at {end}, before snapshot {} ended", base.id)));
-    }
-    let history = match log.keyring.history(log.source, log.lineage, timeline).await? {
-        Some(bytes) => match TimelineHistory::parse(timeline, &bytes) {
-            Ok(history) => history,
-            Err(error) => return Ok(Err(format!("the history of timeline {timeline} cannot be read: {error}"))),
-        },
-        None => TimelineHistory::root(timeline),
+    let history = match history(log, timeline).await? {
+        Ok(history) => history,
+        Err(why) => return Ok(Err(why)),
     };
-    if !history.contains(base.timeline, base.stop_lsn) {
-        return Ok(Err(format!("timeline {timeline} does not descend from snapshot {}", base.id)));
+    if let Some(why) = unfit(base, &history, end) {
+        return Ok(Err(why));
     }
     let parents = history.entries().iter().map(|entry| (entry.timeline, entry.switch));
     let mut start = base.start_lsn;
@@ -64,6 +58,33 @@ pub(crate) async fn between(
         Some(unknown) => Err(format!("at {}: {}", unknown.lsn, unknown.why)),
         None => Ok(between),
     })
+}
+
+/// Why a backup that begins at a position cannot build on a snapshot; `None` if it can.
+///
+/// Backups from a standby begin at its last restartpoint, which may lie before snapshots that were taken earlier. Their
+/// files hold changes that this backup's log might end before: a state that never was.
+pub(crate) fn unfit(base: &Summary, history: &TimelineHistory, begin: Lsn) -> Option<String> {
+    let Summary { id, timeline, start_lsn, stop_lsn, .. } = base;
+    if *start_lsn > begin {
+        return Some(format!("this backup begins at {begin}, before snapshot {id} began"));
+    }
+    if *stop_lsn > begin {
+        return Some(format!("this backup begins at {begin}, before snapshot {id} ended"));
+    }
+    if !history.contains(*timeline, *stop_lsn) {
+        return Some(format!("timeline {} does not descend from snapshot {id}", history.timeline()));
+    }
+    None
+}
+
+/// How a timeline came to be; or why that cannot be known.
+pub(crate) async fn history(log: &Log<'_>, timeline: Timeline) -> Result<Result<TimelineHistory, String>, BackupError> {
+    let Some(bytes) = log.keyring.history(log.source, log.lineage, timeline).await? else {
+        return Ok(Ok(TimelineHistory::root(timeline)));
+    };
+    let parsed = TimelineHistory::parse(timeline, &bytes);
+    Ok(parsed.map_err(|error| format!("the history of timeline {timeline} cannot be read: {error}")))
 }
 
 /// Takes in all that changed in a stretch of one timeline.
@@ -210,4 +231,53 @@ pub(crate) async fn merge(epoch: &Epoch, log: &Log<'_>, between: &Between) -> Re
     epoch.repository().put_log(&sealed).await?;
     let parts: Vec<StoredChanges> = between.parts.iter().map(|(_, part)| part.clone()).collect();
     Ok(epoch.repository().drop_changes(&parts).await?)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use holdfast_format::manifest::SnapshotKind;
+    use holdfast_types::{Micros, SegmentSize, SystemId};
+
+    use super::*;
+
+    /// A full one of a primary.
+    pub(crate) fn summary(timeline: u32, start: u64, stop: u64) -> Summary {
+        Summary {
+            id: "20261121T101500Z-5f0c2a9b".parse().unwrap(),
+            source: "chat".to_owned(),
+            kind: SnapshotKind::Full,
+            base: None,
+            server_version: 180_000,
+            system_id: SystemId::new(7),
+            timeline: Timeline::new(timeline),
+            start_lsn: Lsn::new(start),
+            stop_lsn: Lsn::new(stop),
+            segment_size: SegmentSize::DEFAULT,
+            started_at: Micros::new(0),
+            stopped_at: Micros::new(1),
+            from_standby: false,
+            bytes: 0,
+            files: 0,
+            read_bytes: None,
+            stored_bytes: 0,
+            damaged_pages: 0,
+            made_by: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_ended_before_this_backup_begins_is_built_on() {
+        let first = TimelineHistory::root(Timeline::FIRST);
+        let why = |base: &Summary, begin| unfit(base, &first, Lsn::new(begin)).unwrap_or_default();
+        let base = summary(1, 0x100, 0x200);
+        assert_eq!(why(&base, 0x200), "");
+        assert_eq!(why(&base, 0x1000), "");
+        // A restartpoint from before the snapshot, and one from while it was taken.
+        assert!(why(&base, 0xFF).contains("begins at 0/FF, before snapshot 20261121T101500Z-5f0c2a9b began"));
+        assert!(why(&base, 0x1FF).contains("before snapshot 20261121T101500Z-5f0c2a9b ended"));
+        let second = TimelineHistory::parse(Timeline::new(2), b"1\t0/180\tpromoted\n").unwrap();
+        let why = unfit(&base, &second, Lsn::new(0x1000)).unwrap_or_default();
+        assert!(why.contains("timeline 2 does not descend"), "{why}");
+        assert_eq!(unfit(&summary(1, 0x100, 0x180), &second, Lsn::new(0x1000)), None);
+    }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use holdfast_postgres::client::{ConnectError, QueryError};
 use holdfast_repository::RepositoryError;
 use holdfast_runtime::Cancelled;
-use holdfast_types::{Lsn, SystemId};
+use holdfast_types::{Lsn, SystemId, Timeline};
 
 use crate::ReceiveError;
 
@@ -60,6 +60,15 @@ pub enum BackupError {
 
     #[error("{} belongs to cluster {found}, but the server is cluster {expected}", .path.display())]
     OtherCluster { path: PathBuf, expected: SystemId, found: SystemId },
+
+    #[error("the server that backups are taken from is cluster {here}, and the source is cluster {log}")]
+    LogOfOther { here: SystemId, log: SystemId },
+
+    #[error(
+        "the server that backups are taken from is no standby (timeline {here}), and not the source's server (timeline \
+         {log})"
+    )]
+    NoStandby { here: Timeline, log: Timeline },
 
     #[error("{} is not what a data directory may contain: {problem}", .path.display())]
     Layout { path: PathBuf, problem: String },

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_postgres::backup_api::BackupStop;
 use holdfast_postgres::client::{Client, Purpose};
+use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::{Lineage, Repository};
 use holdfast_runtime::Cancel;
 use holdfast_types::{Lsn, Segment, Timeline};
@@ -47,10 +48,15 @@ struct OwnReceiver {
 }
 
 impl LogFeed {
-    pub(crate) async fn begin(repository: &Repository, options: &BackupOptions) -> Result<Self, BackupError> {
-        if is_received(options).await? {
+    pub(crate) async fn begin(
+        repository: &Repository,
+        options: &BackupOptions,
+        info: &ServerInfo,
+    ) -> Result<Self, BackupError> {
+        if is_received(options, info).await? {
             return Ok(Self { own: None });
         }
+        let from = if info.in_recovery { Some(restartpoint(options).await?) } else { None };
         let receive_options = ReceiveOptions {
             source: options.source.clone(),
             connection: options.connection.clone(),
@@ -59,6 +65,7 @@ impl LogFeed {
             spool: None,
             interval: Duration::from_millis(500),
             synchronous: false,
+            from,
         };
         let (until, until_receiver) = watch::channel(None);
         let (status_sender, mut status) = watch::channel(ReceiveStatus::default());
@@ -153,12 +160,30 @@ impl LogFeed {
     }
 }
 
-/// Whether somebody brings the log already: a receiver on the slot, or the archiver.
-async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
+/// Where a backup of a standby begins, or later.
+async fn restartpoint(options: &BackupOptions) -> Result<Lsn, BackupError> {
     let source_name = || options.source.clone();
     let mut client = Client::connect(&options.connection, Purpose::Sql)
         .await
         .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
+    let last = client.checkpoint().await.map_err(|source| BackupError::Query { source_name: source_name(), source })?;
+    client.close().await;
+    Ok(last.redo)
+}
+
+/// Whether somebody brings the log already: a receiver on the slot, or the archiver.
+async fn is_received(options: &BackupOptions, info: &ServerInfo) -> Result<bool, BackupError> {
+    let source_name = || options.source.clone();
+    let mut client =
+        match Client::connect(options.log_connection.as_ref().unwrap_or(&options.connection), Purpose::Sql).await {
+            Ok(client) => client,
+            // The standby has the log too.
+            Err(error) if options.log_connection.is_some() => {
+                tracing::warn!(%error, "could not find out whether a receiver runs");
+                return Ok(false);
+            }
+            Err(source) => return Err(BackupError::Connect { source_name: source_name(), source }),
+        };
     let mut received = false;
     if let Some(slot) = &options.slot {
         match client.read_slot(slot).await {
@@ -167,7 +192,9 @@ async fn is_received(options: &BackupOptions) -> Result<bool, BackupError> {
             Err(error) => tracing::warn!(slot, %error, "could not find out whether a receiver runs"),
         }
     }
-    if !received {
+    // At the end of a backup a primary switches to another segment, which archives the one before. A standby cannot, and
+    // where nothing is written the archiver would be waited for without end.
+    if !received && !info.in_recovery {
         let archives = client
             .query(
                 "SELECT 1 FROM pg_catalog.pg_settings a, pg_catalog.pg_settings c \

@@ -21,6 +21,7 @@ mod select;
 mod server;
 mod snapshot;
 mod spool;
+mod upstream;
 mod window;
 mod worker;
 

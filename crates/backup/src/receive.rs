@@ -47,6 +47,8 @@ pub struct ReceiveOptions {
     pub interval: Duration,
     /// Make durable at once: for a server whose commits wait for us.
     pub synchronous: bool,
+    /// Without a slot: begin no later than here. A standby keeps the log from its last restartpoint on.
+    pub from: Option<Lsn>,
 }
 
 /// How far a receiver is.

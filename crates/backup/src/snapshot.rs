@@ -35,6 +35,7 @@ use crate::server::{
     add_config_files, config_files, connect, find_data_directory, owner, parameters, read_control_file, relation_name,
     tablespaces,
 };
+use crate::upstream;
 use crate::window::Windows;
 use crate::worker::Output;
 
@@ -45,6 +46,8 @@ pub struct BackupOptions {
     /// What is asked for. Where the log does not tell what changed, a full backup is made, and says why.
     pub kind: SnapshotKind,
     pub connection: ConnInfo,
+    /// The server whose log is received, where the backup is taken from a standby of it.
+    pub log_connection: Option<ConnInfo>,
     /// Where the server's files are on this machine, if not where the server says.
     pub data_directory: Option<PathBuf>,
     pub checkpoint: StartCheckpoint,
@@ -89,11 +92,14 @@ pub async fn backup(
         None => None,
     };
     progress.begin(Phase("connecting"), 0);
-    let (client, info) = connect(options).await?;
+    let (mut client, info) = connect(options).await?;
+    if let Some(log_connection) = &options.log_connection {
+        upstream::check(&options.source, &mut client, &info, log_connection).await?;
+    }
     let data_directory = find_data_directory(options, &info)?;
     let epoch = repository.begin_epoch().await?;
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
-    let log = LogFeed::begin(repository, options).await?;
+    let log = LogFeed::begin(repository, options, &info).await?;
     let stop = Cancel::new();
     let job = Job { epoch, keyring, options, info, data_directory, lineage, progress, cancel: &stop };
     let run = async {
@@ -186,7 +192,7 @@ impl Job<'_> {
         let mut incidents = Vec::new();
         if let Some(known) = &ground {
             choose_pages(&mut listed, known);
-            incidents = self.audit(known, &listed, start.lsn).await?;
+            incidents = self.audit(known, &listed, (timeline, start.lsn)).await?;
             if !incidents.is_empty() {
                 notes.push("everything was read, because what changed is not what the log says".to_owned());
                 listed.files.iter_mut().for_each(|task| task.reading = Reading::Whole);
@@ -232,7 +238,7 @@ impl Job<'_> {
             id,
             source: options.source.clone(),
             kind: if ground.is_some() { options.kind } else { SnapshotKind::Full },
-            base: base.as_ref().filter(|base| !base.is_unfinished).map(|base| base.origin.id.clone()),
+            base: base.as_ref().filter(|base| !base.is_unfinished).map(|base| base.summary.id.clone()),
             server_version: info.version.0,
             system_id: info.system_id,
             timeline: stop.start_timeline,
@@ -301,16 +307,22 @@ impl Job<'_> {
     }
 
     /// Compares some pages that are said to be unchanged with what the base has.
-    async fn audit(&self, ground: &Ground, listed: &Scan, start: Lsn) -> Result<Vec<String>, BackupError> {
+    async fn audit(
+        &self,
+        ground: &Ground,
+        listed: &Scan,
+        (timeline, start): (Timeline, Lsn),
+    ) -> Result<Vec<String>, BackupError> {
         let Some(keyring) = self.keyring else { return Ok(Vec::new()) };
         self.progress.begin(Phase("auditing"), 0);
         let turn = keyring.repository().snapshots(&self.options.source).await?.len() as u64;
-        let logs_hints = self.info.data_checksums;
+        let one_server = ground.base.is_of_one_server(keyring, timeline, self.info.in_recovery).await?;
+        let logs_hints = self.info.data_checksums && one_server;
         let audit = Audit { keyring, base: &ground.base, start, logs_hints, turn };
         let mut incidents = Vec::new();
         let mismatches = match audit.run(&listed.files).await {
             Err(BackupError::Repository(error)) if error.is_damage() => {
-                let base = &ground.base.origin.id;
+                let base = &ground.base.summary.id;
                 return Ok(vec![format!("what snapshot {base} needs is damaged: {error}")]);
             }
             found => found?,
@@ -322,7 +334,7 @@ impl Job<'_> {
                 None => None,
             };
             let relation = relation.map(|relation| format!(" ({relation})")).unwrap_or_default();
-            let base = &ground.base.origin.id;
+            let base = &ground.base.summary.id;
             let name = String::from_utf8_lossy(&name);
             incidents.push(format!("page {page} of {name}{relation} is not what it was in snapshot {base}: {why}"));
         }
@@ -346,7 +358,7 @@ impl Job<'_> {
             return Base::unfinished(keyring, &self.options.source, &self.info).await;
         }
         self.progress.begin(Phase("reading the snapshot before"), 0);
-        let found = match Base::find(keyring, &self.options.source, self.options.kind, &self.info).await {
+        let found = match Base::find(keyring, &self.options.source, self.options.kind, &self.info, None).await {
             Err(BackupError::Repository(error)) if error.is_damage() => {
                 Err(format!("{error}; `holdfast verify` says more"))
             }
@@ -375,7 +387,7 @@ impl Job<'_> {
         let reaches = log.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, lsn), self.cancel);
         let base_is_unfinished = base.is_unfinished;
         let outcome = if reaches.await? {
-            match changes::between(&changes, &base.origin, timeline, lsn).await {
+            match self.ground(&changes, base, timeline, lsn, notes).await {
                 Err(BackupError::Repository(error)) if error.is_damage() => Err(error.to_string()),
                 outcome => outcome?,
             }
@@ -383,7 +395,7 @@ impl Job<'_> {
             Err(format!("the log had not come as far as {lsn} after {} s", self.options.log_wait.as_secs()))
         };
         match outcome {
-            Ok(between) => Ok(Some(Ground { base: Arc::new(base), between })),
+            Ok(ground) => Ok(Some(ground)),
             Err(why) if base_is_unfinished => {
                 notes
                     .push(format!("an interrupted backup was begun anew, because it is not known what changed: {why}"));
@@ -394,6 +406,40 @@ impl Job<'_> {
                 Ok(None)
             }
         }
+    }
+}
+
+impl Job<'_> {
+    /// What changed since the base, or since an older one where this backup begins before the base ended.
+    async fn ground(
+        &self,
+        changes: &changes::Log<'_>,
+        base: Base,
+        timeline: Timeline,
+        lsn: Lsn,
+        notes: &mut Vec<String>,
+    ) -> Result<Result<Ground, String>, BackupError> {
+        let history = match changes::history(changes, timeline).await? {
+            Ok(history) => history,
+            Err(why) => return Ok(Err(why)),
+        };
+        let base = match changes::unfit(&base.summary, &history, lsn) {
+            None => base,
+            Some(why) if base.is_unfinished => return Ok(Err(why)),
+            Some(why) => {
+                let begin = Some((&history, lsn));
+                let Self { options: BackupOptions { source, kind, .. }, info, .. } = self;
+                match Base::find(changes.keyring, source, *kind, info, begin).await? {
+                    Ok(older) => {
+                        notes.push(format!("an older snapshot than the last is built on: {why}"));
+                        older
+                    }
+                    Err(_) => return Ok(Err(why)),
+                }
+            }
+        };
+        let between = changes::between(changes, &base.summary, timeline, lsn).await?;
+        Ok(between.map(|between| Ground { base: Arc::new(base), between }))
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct Source {
 
 #[derive(Clone, Debug)]
 pub(crate) struct BackupSettings {
+    /// The server that backups are taken from, if not the source's own.
+    pub(crate) connection: Option<ConnInfo>,
     pub(crate) parallel: usize,
     pub(crate) impact: Impact,
     pub(crate) windows: Option<Windows>,
@@ -71,6 +73,7 @@ pub(crate) struct WalSettings {
 impl Default for BackupSettings {
     fn default() -> Self {
         Self {
+            connection: None,
             parallel: default_parallel(),
             impact: Impact { nice: 10, ..Impact::default() },
             windows: None,

@@ -190,6 +190,40 @@ impl ServerInfo {
     }
 }
 
+/// The checkpoint that a server would start from after a crash: its last one, on a standby its last restartpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastCheckpoint {
+    /// Where its record begins.
+    pub lsn: Lsn,
+    /// Where replay would begin.
+    pub redo: Lsn,
+}
+
+/// When the server was started, which tells servers apart that are copies of each other.
+const STARTED: &str =
+    "SELECT (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) * 1000000)::pg_catalog.int8 AS at";
+
+impl Client {
+    pub async fn checkpoint(&mut self) -> Result<LastCheckpoint, QueryError> {
+        let row = self.query_one("SELECT checkpoint_lsn, redo_lsn FROM pg_catalog.pg_control_checkpoint()").await?;
+        let read = || Ok(LastCheckpoint { lsn: row.parse("checkpoint_lsn")?, redo: row.parse("redo_lsn")? });
+        read().map_err(QueryError::answer(self.server()))
+    }
+
+    /// How far a standby has replayed; `None` on a primary.
+    pub async fn replayed(&mut self) -> Result<Option<Lsn>, QueryError> {
+        const REPLAYED: &str = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN \
+                                pg_catalog.pg_last_wal_replay_lsn() END AS lsn";
+        let row = self.query_one(REPLAYED).await?;
+        row.optional("lsn").map_err(QueryError::answer(self.server()))
+    }
+
+    pub async fn started_at(&mut self) -> Result<Micros, QueryError> {
+        let row = self.query_one(STARTED).await?;
+        Ok(Micros::new(row.parse("at").map_err(QueryError::answer(self.server()))?))
+    }
+}
+
 impl Tablespace {
     fn read(row: &Row) -> Result<Self, RowError> {
         Ok(Self {

@@ -105,9 +105,11 @@ pub async fn plan(
     };
     let path = Path::to(keyring, source, lineage, timeline).await?;
 
-    // Newest first: the least log to replay.
+    // Those that begin last come first: the least log to replay. One from a standby may begin before one that is older.
+    let mut of_cluster: Vec<_> = candidates.iter().filter(|summary| summary.system_id == lineage.system_id).collect();
+    of_cluster.sort_by_key(|summary| (summary.timeline, summary.start_lsn, summary.stopped_at));
     let mut refusal = None;
-    for summary in candidates.iter().rev().filter(|summary| summary.system_id == lineage.system_id) {
+    for summary in of_cluster.into_iter().rev() {
         match examine(keyring, &view, &path, summary, &target).await? {
             Ok(found) => {
                 let manifest = keyring.snapshot(source, &summary.id).await?.manifest;

@@ -76,7 +76,7 @@ impl Receiver<'_> {
                 .create_physical_slot(&slot, SlotLifetime::Temporary, SlotReserve::Immediately)
                 .await
                 .map_err(replication)?;
-            return Ok((slot, None));
+            return Ok((slot, self.options.from));
         };
         let mut sql = Client::connect(&self.options.connection, Purpose::Sql)
             .await

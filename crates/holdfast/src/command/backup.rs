@@ -29,7 +29,8 @@ const LOG_WAIT: Duration = Duration::from_mins(5);
 
 /// Takes a backup of a running cluster.
 ///
-/// It must run where the data directory is. Damaged pages are stored as they are, listed, and make it exit with 3.
+/// It must run where the data directory is, of the primary or of the standby that `connection` in the backup table of
+/// the configuration names. Damaged pages are stored as they are, listed, and make it exit with 3.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Options {
@@ -123,7 +124,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let job = BackupOptions {
         source: source.name.clone(),
         kind: options.kind.into(),
-        connection: source.connection.clone(),
+        connection: settings.connection.as_ref().unwrap_or(&source.connection).clone(),
+        log_connection: settings.connection.as_ref().map(|_| source.connection.clone()),
         data_directory: source.data_directory.clone(),
         checkpoint,
         parallel: options.parallel.unwrap_or(settings.parallel),

@@ -43,6 +43,7 @@ pub(super) struct SourceToml {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct BackupToml {
+    pub(super) connection: Value<String>,
     pub(super) parallel: Value<i64>,
     pub(super) rate_limit: Value<String>,
     pub(super) iops_limit: Value<i64>,

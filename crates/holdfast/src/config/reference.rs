@@ -32,7 +32,7 @@ const TABLES: [(&str, &str); 4] = [
     (WAL, "How `holdfast wal receive` works."),
 ];
 
-pub(crate) const SETTINGS: [Setting; 22] = [
+pub(crate) const SETTINGS: [Setting; 23] = [
     Setting {
         table: REPOSITORY,
         key: "path",
@@ -89,7 +89,8 @@ pub(crate) const SETTINGS: [Setting; 22] = [
         key: "data_directory",
         kind: "absolute path",
         default: "what the server says",
-        text: "The cluster's data directory as this host sees it.",
+        text: "The cluster's data directory as this host sees it; that of the server that backups are taken from, if \
+               they are taken from a standby.",
         example: "\"/var/lib/postgresql/15/main\"",
     },
     Setting {
@@ -108,6 +109,17 @@ pub(crate) const SETTINGS: [Setting; 22] = [
         default: "none",
         text: "Where `holdfast wal receive` keeps log while the repository is away. Without it the server keeps it.",
         example: "\"/var/spool/holdfast/chat\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "connection",
+        kind: "libpq connection string or URI",
+        default: "the source's `connection`",
+        text: "Where backups are taken, if not at the primary: a standby of it, on the host where `holdfast backup` runs. \
+               The log still comes from the source's `connection`. A backup from a standby begins at the primary's last \
+               checkpoint that the standby has replayed. When the standby is promoted, backups go on if the source's \
+               `connection` leads to it then.",
+        example: "\"host=/run/postgresql user=holdfast\"",
     },
     Setting {
         table: BACKUP,

@@ -28,6 +28,7 @@ fn the_reference_example_is_valid_and_sets_everything() {
     assert_eq!(impact.latency.as_ref().map(|latency| latency.limit), Some(Duration::from_millis(20)));
     assert!(source.backup.windows.is_some());
     assert_eq!(source.wal.interval, Duration::from_millis(250));
+    assert_eq!(source.backup.connection.as_ref().and_then(ConnInfo::user), Some("holdfast"));
     let repository = config.repository_of("chat").unwrap();
     assert_eq!(repository.recipients.as_ref().map(Vec::len), Some(1));
     assert!(source.spool.is_some() && source.data_directory.is_some() && repository.identity_file.is_some());
@@ -83,6 +84,7 @@ fn refusals_name_the_place_and_help() {
         ("[source.chat.backup]\nlatency_query = \"SELECT 1\"", (4, 17), "needs a limit", "latency_limit"),
         ("[source.chat.backup]\nwindows = [\"22-6\"]", (4, 12), "is no window", "\"22:00-06:00\""),
         ("[source.chat.backup]\ntime_zone = \"Mars\"", (4, 13), "no time zone", "IANA"),
+        ("[source.chat.backup]\nconnection = \"hast=x\"", (4, 14), "hast", ""),
         ("[source.chat]\nrepository = \"mian\"", (4, 14), "no [repository.mian]", "Did you mean `main`?"),
         ("[source.chat]\nspool = \"spool\"", (4, 9), "not an absolute path", ""),
         ("[source.chat]\nslot = \"Chat\"", (4, 8), "name of a replication slot", "a-z"),

@@ -100,6 +100,7 @@ fn check_backup(table: &BackupToml) -> Result<BackupSettings, Problem> {
         choose(value, "kind of checkpoint", &choices)
     });
     Ok(BackupSettings {
+        connection: table.connection.as_ref().map(parse::<ConnInfo>).transpose()?,
         parallel: number(table.parallel.as_ref(), 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
         impact: check_impact(table, &default.impact)?,
         windows: check_windows(table)?,

@@ -51,6 +51,16 @@ fn backup(error: &BackupError) -> Option<Verdict> {
         BackupError::OtherCluster { .. } => {
             verdict(Exit::Usage, "`connection` and `data_directory` in the configuration must be of the same cluster.")
         }
+        BackupError::LogOfOther { .. } => verdict(
+            Exit::Usage,
+            "`connection` in [source.NAME.backup] must lead to a standby of the server that `connection` in \
+             [source.NAME] leads to.",
+        ),
+        BackupError::NoStandby { .. } => verdict(
+            Exit::Usage,
+            "It was promoted, or runs by itself, and its log is not received. Let `connection` in [source.NAME] lead to \
+             the server that serves now, and start the receiver with it.",
+        ),
         BackupError::LogMissing { .. } => verdict(
             Exit::Failed,
             "Is `holdfast wal receive` running and connected? `holdfast check` shows how far the log is.",

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
 use crate::pages::expect_twins;
-use crate::site::{BOUND, Site};
+use crate::run::Run;
+use crate::site::{BOUND, Site, lsn};
 
 #[test]
 fn any_schedule_15() {
@@ -152,6 +153,167 @@ fn a_damaged_base_is_not_built_on() {
     receiver.stop();
 }
 
+#[test]
+fn from_a_standby_15() {
+    from_a_standby(&require(15));
+}
+
+#[test]
+fn from_a_standby_18() {
+    from_a_standby(&require(18));
+}
+
+/// Snapshots of a primary and of its standby build on each other.
+fn from_a_standby(version: &PgVersion) {
+    let mut chance = Chance::new(&format!("a standby of PostgreSQL {version}"));
+    let mut story = Story::new(version);
+    let standby = Standby::of(&story.server, &story.site, "");
+    let receiver = story.site.receive(&story.server, &[]);
+    let mut last = story.site.backup()["snapshot"].clone();
+    for round in 0..rounds(3, 1) {
+        story.deeds(&mut chance, 6);
+        // Nobody writes after this checkpoint: there is no more log to wait for than what the backup needs.
+        story.server.sql("checkpoint");
+        standby.catch_up(&story.server);
+        let kind = if chance.number(4) == 0 { "differential" } else { "incremental" };
+        let at_standby = standby.backup(&story.site, kind).expect(0).json();
+        println!("round {round}: {kind} at the standby, notes {}", at_standby["notes"]);
+        let snapshot = &at_standby["snapshot"];
+        assert_eq!((&snapshot["from_standby"], &snapshot["kind"]), (&true.into(), &kind.into()), "{at_standby:#}");
+        if kind == "incremental" {
+            assert_eq!(snapshot["base"], last["id"], "{at_standby:#}");
+        }
+        story.deeds(&mut chance, 6);
+        let arguments = ["backup", "chat", "--json", "--fast", "--type", "incremental"];
+        let at_primary = story.site.run(&arguments).expect(0).json();
+        assert_eq!(at_primary["snapshot"]["base"], snapshot["id"], "{at_primary:#}");
+        last = at_primary["snapshot"].clone();
+    }
+    story.deeds(&mut chance, 3);
+    story.site.await_durable(&story.server);
+    story.server.stop(StopMode::Fast);
+    receiver.stop();
+    story.compare(&last, "a snapshot of the primary that was built on one of its standby");
+    story.site.verify();
+}
+
+/// A standby has not the hints that only the primary's readers left in pages: that is no incident.
+#[test]
+fn hints_of_another_server_are_no_incident() {
+    let primary = Postgres::build(&require(18)).setting("autovacuum", "off").start();
+    let site = Site::protecting(&primary);
+    let standby = Standby::of(&primary, &site, "");
+    let receiver = site.receive(&primary, &[]);
+    // Written, and read when the page is in the log already.
+    primary
+        .sql("create table hinted as select i as id, repeat(md5(i::text), 5) as text from generate_series(1, 5000) i");
+    primary.sql("select count(text) from hinted");
+    primary.sql("checkpoint");
+    standby.catch_up(&primary);
+    standby.backup(&site, "full").expect(0);
+    // A cluster as small as this is audited whole in so many.
+    for _ in 0..6 {
+        let report = site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"]).expect(0).json();
+        assert_eq!(report["snapshot"]["kind"], "incremental", "{report:#}");
+    }
+    receiver.stop();
+}
+
+/// A standby that lags begins its backup before those that were taken from the primary meanwhile.
+#[test]
+fn a_standby_that_lags() {
+    let primary = Postgres::build(&require(18)).setting("autovacuum", "off").setting("wal_keep_size", "1GB").start();
+    let site = Site::protecting(&primary);
+    let standby = Standby::of(&primary, &site, "");
+    let receiver = site.receive(&primary, &[]);
+    primary.sql("create table t as select i as id from generate_series(1, 1000) i");
+    let before = site.backup();
+    primary.sql("insert into t values (1001)");
+    primary.sql("checkpoint");
+    standby.catch_up(&primary);
+    standby.server.sql("select pg_wal_replay_pause()");
+    let is_paused = || standby.server.sql("select pg_get_wal_replay_pause_state()") == "paused";
+    wait_until(BOUND, "replay to pause", is_paused);
+    primary.sql("insert into t select i from generate_series(2001, 3000) i");
+    let ahead = site.backup();
+
+    let lagging = standby.backup(&site, "incremental").expect(0).json();
+    assert_eq!(lagging["snapshot"]["base"], before["snapshot"]["id"], "{lagging:#}");
+    let notes = lagging["notes"].to_string();
+    assert!(notes.contains("an older snapshot than the last is built on"), "{notes}");
+    let id = lagging["snapshot"]["id"].as_str().expect("a snapshot has an id");
+    let restored = site.restore("restored", &["--snapshot", id]);
+    assert_eq!(restored.server.sql("select count(*) from t"), "1001");
+    restored.prove_clean();
+
+    // A recovery takes the snapshot with the least log behind it, which is not the one that was taken last.
+    standby.server.sql("select pg_wal_replay_resume()");
+    let restored = site.restore("restored", &[]);
+    assert_eq!(restored.report["plan"]["snapshot"]["id"], ahead["snapshot"]["id"], "{:#}", restored.report);
+    assert_eq!(restored.server.sql("select count(*) from t"), "2001");
+    restored.discard();
+    primary.sql("checkpoint");
+    standby.catch_up(&primary);
+    // Nobody receives and nobody writes: the standby's own log will do.
+    receiver.stop();
+    let caught_up = standby.backup(&site, "incremental").expect(0).json();
+    assert_eq!(caught_up["snapshot"]["base"], ahead["snapshot"]["id"], "{caught_up:#}");
+
+    // Promoted, it is another server, until the source is where it is.
+    standby.server.sql("select pg_promote()");
+    standby.backup(&site, "incremental").expect(2).says("is no standby (timeline 2)");
+    let checked = standby.holdfast(&site, &["check", "chat"]).expect(1);
+    assert!(checked.stdout.contains("no standby: it is on timeline 2 by itself"), "{}", checked.stdout);
+    site.follow(&standby.server);
+    standby.configure(&site);
+    standby.backup(&site, "full").expect(0);
+    site.verify();
+}
+
+/// A standby of the server of a site, and a configuration beside the site's that takes backups from it.
+struct Standby {
+    server: Postgres,
+    settings: &'static str,
+}
+
+impl Standby {
+    fn of(primary: &Postgres, site: &Site, settings: &'static str) -> Self {
+        let standby = Self { server: Postgres::standby_of(primary).start(), settings };
+        standby.configure(site);
+        standby
+    }
+
+    fn configure(&self, site: &Site) {
+        let of_primary = std::fs::read_to_string(site.path("holdfast.toml")).expect("the site has one");
+        let Self { server, settings } = self;
+        let text = format!("{of_primary}\n[source.chat.backup]\nconnection = \"{}\"\n{settings}", server.conninfo());
+        std::fs::write(site.path("standby.toml"), text).expect("the sandbox can be written");
+        holdfast_testkit::own(&site.path("standby.toml"));
+    }
+
+    fn catch_up(&self, primary: &Postgres) {
+        let end = lsn(&primary.sql("select pg_current_wal_flush_lsn()"));
+        let replayed = || lsn(&self.server.sql("select pg_last_wal_replay_lsn()"));
+        wait_until(BOUND, "the standby to catch up", || replayed() >= end);
+    }
+
+    #[track_caller]
+    fn holdfast(&self, site: &Site, arguments: &[&str]) -> Run {
+        let config = site.path("standby.toml").display().to_string();
+        site.run(&[arguments, &["--config", &config]].concat())
+    }
+
+    #[track_caller]
+    fn run(&self, site: &Site, arguments: &[&str]) -> Run {
+        self.holdfast(site, &[&["backup", "chat", "--json", "--fast"], arguments].concat())
+    }
+
+    #[track_caller]
+    fn backup(&self, site: &Site, kind: &str) -> Run {
+        self.run(site, &["--type", kind])
+    }
+}
+
 /// A server that deeds are done on, and what protects it.
 pub(crate) struct Story {
     pub(crate) server: Postgres,
@@ -230,13 +392,17 @@ impl Story {
         self.site.await_durable(&self.server);
         self.server.stop(StopMode::Fast);
         receiver.stop();
+        self.compare(snapshot, &format!("round {round}"));
+        self.server.start();
+        report
+    }
 
+    /// Restores from a snapshot, the newest, to the newest point, and compares with the server, which has stopped.
+    fn compare(&self, snapshot: &Value, what: &str) {
         let mut restored = self.site.restore("restored", &[]);
         assert_eq!(restored.report["plan"]["snapshot"]["id"], snapshot["id"], "{:#}", restored.report);
         restored.server.stop(StopMode::Fast);
         expect_twins(restored.server.data_directory(), self.server.data_directory());
         restored.discard();
-        self.server.start();
-        report
     }
 }

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use holdfast_pgformat::control::ControlFile;
 use holdfast_postgres::replication::WalStatus;
-use holdfast_postgres::{Client, Purpose, ServerInfo, SlotState, check_rights};
+use holdfast_postgres::{Client, ConnInfo, Purpose, ServerInfo, SlotState, check_rights};
 use holdfast_repository::Repository;
 
 use super::checklist::{Checklist, Entry};
 use crate::config::Source;
+use crate::failure::Failure;
 use crate::table;
 
 const SUPPORTED: std::ops::RangeInclusive<u32> = 13..=18;
@@ -35,12 +36,55 @@ pub(super) async fn check(source: &Source, repository: Option<&Repository>, chec
     rights(name, &mut client, checklist).await;
     replication(source, &info, checklist).await;
     settings(name, &info, checklist);
-    checklist.add(data_directory(source, &info));
+    match &source.backup.connection {
+        None => checklist.add(data_directory(source, &info)),
+        Some(standby) => check_standby(source, standby, &mut client, &info, checklist).await,
+    }
     slot(source, &mut client, &info, checklist).await;
     client.close().await;
     if let Some(repository) = repository {
         log::check(source, &info, repository, checklist).await;
     }
+}
+
+/// The server that backups are taken from, where that is another one.
+async fn check_standby(
+    source: &Source,
+    standby: &ConnInfo,
+    primary: &mut Client,
+    primary_info: &ServerInfo,
+    checklist: &mut Checklist,
+) {
+    const WHAT: &str = "backups from";
+    let name = source.name.as_str();
+    let outcome = async {
+        let mut client = Client::connect(standby, Purpose::Sql).await?;
+        let info = ServerInfo::read(&mut client).await?;
+        let is_same_server = client.started_at().await? == primary.started_at().await?;
+        client.close().await;
+        Ok::<_, Failure>((info, is_same_server))
+    };
+    let (info, is_same_server) = match outcome.await {
+        Ok(found) => found,
+        Err(error) => return checklist.add(Entry::error(name, WHAT, error.as_ref())),
+    };
+    checklist.add(if info.system_id != primary_info.system_id {
+        let found = format!("cluster {}, which is not the source's, {}", info.system_id, primary_info.system_id);
+        Entry::fail(
+            name,
+            WHAT,
+            found,
+            "`connection` in the backup table must lead to a standby of the source's server.",
+        )
+    } else if info.in_recovery {
+        Entry::ok(name, WHAT, format!("a standby, timeline {}, at {}", info.timeline.get(), info.lsn))
+    } else if is_same_server {
+        Entry::ok(name, WHAT, "the primary itself")
+    } else {
+        let hint = "If it was promoted, `connection` of the source must lead to it, for the receiver too.";
+        Entry::fail(name, WHAT, format!("no standby: it is on timeline {} by itself", info.timeline.get()), hint)
+    });
+    checklist.add(data_directory(source, &info));
 }
 
 async fn rights(name: &str, client: &mut Client, checklist: &mut Checklist) {

@@ -51,6 +51,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         spool: source.spool.clone(),
         interval: source.wal.interval,
         synchronous: options.synchronous || source.wal.synchronous,
+        from: None,
     };
     // Nobody here asks for an end at some position.
     let (_keep, until) = watch::channel(None);
