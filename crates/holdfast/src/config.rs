@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_backup::{Impact, Windows};
+use holdfast_backup::{Impact, ReplayBound, Windows};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
@@ -62,6 +62,16 @@ pub(crate) struct BackupSettings {
     pub(crate) windows: Option<Windows>,
     pub(crate) level: i32,
     pub(crate) checkpoint: StartCheckpoint,
+    /// How long the log may take to replay.
+    pub(crate) replay_target: Option<Duration>,
+    /// Log that the machine that would take over replays in a second.
+    pub(crate) replay_rate: ByteSize,
+}
+
+impl BackupSettings {
+    pub(crate) fn replay_bound(&self) -> Option<ReplayBound> {
+        self.replay_target.map(|target| ReplayBound { target, rate: self.replay_rate })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -79,6 +89,8 @@ impl Default for BackupSettings {
             windows: None,
             level: 2,
             checkpoint: StartCheckpoint::Spread,
+            replay_target: None,
+            replay_rate: ByteSize::mib(32),
         }
     }
 }
@@ -160,6 +172,11 @@ impl Config {
             };
             ConfigError::NoSuchSource { path: self.path.clone(), name: name.to_owned(), hint: Some(hint) }
         })
+    }
+
+    /// How the backups of a source are made, if it is in the file.
+    pub(crate) fn backup_settings(&self, source: &str) -> BackupSettings {
+        self.sources.get(source).map(|source| source.backup.clone()).unwrap_or_default()
     }
 
     /// The repository that keeps a source. One that is not in the file is looked for in the only repository, so that a

@@ -9,6 +9,7 @@ mod failure;
 mod output;
 mod passphrase;
 mod progress;
+mod replay;
 mod report;
 mod signals;
 mod table;

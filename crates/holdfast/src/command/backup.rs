@@ -1,10 +1,11 @@
+mod due;
 mod receiver;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use holdfast_backup::{BackupOptions, BackupReport, LatencyLimit, backup};
+use holdfast_backup::{BackupOptions, BackupReport, LatencyLimit, Replay, ReplayBound, backup};
 use holdfast_format::manifest::SnapshotKind;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::Keyring;
@@ -20,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   holdfast backup chat --fast
   holdfast backup chat --type incremental
+  holdfast backup chat --type incremental --if-due
   holdfast backup chat --rate-limit 50MiB
   holdfast backup chat --latency-limit 20ms --any-time
   holdfast backup chat --parallel 8 --level 6";
@@ -43,6 +45,12 @@ pub(crate) struct Options {
     /// where it does not, everything is read and the reason is said.
     #[arg(long = "type", value_enum, default_value_t = Kind::Full)]
     kind: Kind,
+
+    /// Only if the log since the newest snapshot would take more than half of `replay_target` to replay.
+    ///
+    /// For a timer that runs every minute or so: where no backup is due, it says so and exits with 0.
+    #[arg(long)]
+    if_due: bool,
 
     /// Begin with a checkpoint at once. Else it is spread over some minutes, unless the configuration says otherwise.
     #[arg(long)]
@@ -101,6 +109,15 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let source = config.source(&options.source)?;
     let stored = config.repository(Some(&source.repository))?;
     let repository = context.repository(stored).await?;
+    if options.if_due {
+        let decided = due::decide(&repository, source).await;
+        let decided = decided.doing(|| format!("could not find out whether a backup of `{}` is due", source.name))?;
+        if !decided.is_due() {
+            context.output.result(&decided.json(), || decided.text() + "\n")?;
+            return Ok(Exit::Done);
+        }
+        context.output.note(&decided.text());
+    }
     let identities = match options.kind {
         // Only to go on with one that was interrupted: without an identity it begins anew.
         Kind::Full if context::usable_unattended(stored).is_ok() => context::identities(stored).ok(),
@@ -139,15 +156,48 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let shown = context.show(&progress);
     let report = backup(&repository, keyring.as_ref(), &job, &progress, &context.cancel).await;
     drop(shown);
-    let report = report.doing(|| format!("could not back up `{}`", source.name))?;
-    context.output.result(&json(&report), || text(&report))?;
+    let mut report = report.doing(|| format!("could not back up `{}`", source.name))?;
+    let bound = settings.replay_bound();
+    report.notes.extend(bound.and_then(|bound| too_long(&report, &bound, checkpoint)));
+    let mut value = json(&report, bound);
+    if options.if_due {
+        value["due"] = true.into();
+    }
+    context.output.result(&value, || text(&report, bound))?;
     receiver::remark(context, source).await;
     Ok(if report.damage.is_empty() && report.incidents.is_empty() { Exit::Done } else { Exit::Losses })
 }
 
-fn json(report: &BackupReport) -> serde_json::Value {
+/// The log that the backup itself needs.
+fn own_log(report: &BackupReport, rate: ByteSize) -> Replay {
+    Replay::of(report.summary.stop_lsn.bytes_since(report.summary.start_lsn), rate)
+}
+
+/// Where the target was missed before the snapshot existed, more frequent backups would not help.
+fn too_long(report: &BackupReport, bound: &ReplayBound, checkpoint: StartCheckpoint) -> Option<String> {
+    let replay = own_log(report, bound.rate);
+    if replay.keeps(bound.target) {
+        return None;
+    }
+    let hint = match (report.summary.from_standby, checkpoint) {
+        (true, _) => {
+            "; a backup from a standby begins at the primary's last checkpoint: a shorter checkpoint_timeout helps"
+        }
+        (false, StartCheckpoint::Spread) => "; --fast does not wait for a spread checkpoint",
+        (false, StartCheckpoint::Fast) => "",
+    };
+    let (time, target) = (crate::replay::time(replay.time), crate::replay::time(bound.target));
+    Some(format!(
+        "the log that was written while the backup was made would already replay in about {time}, and the target is \
+         {target}{hint}"
+    ))
+}
+
+fn json(report: &BackupReport, bound: Option<ReplayBound>) -> serde_json::Value {
     let BackupReport { summary, damage, incidents, notes, phases } = report;
+    let replay = bound.map(|bound| crate::replay::json(own_log(report, bound.rate), Some(bound.target)));
     serde_json::json!({
+        "replay": replay,
         "snapshot": super::list::summary_json(summary),
         "damage": damage,
         "incidents": incidents,
@@ -156,7 +206,7 @@ fn json(report: &BackupReport) -> serde_json::Value {
     })
 }
 
-fn text(report: &BackupReport) -> String {
+fn text(report: &BackupReport, bound: Option<ReplayBound>) -> String {
     let BackupReport { summary, damage, incidents, notes, phases } = report;
     let took = phases.iter().map(|(_, duration)| *duration).sum();
     let mut all = Table::bare();
@@ -170,6 +220,9 @@ fn text(report: &BackupReport) -> String {
     }
     all.row(["stored", &table::size(summary.stored_bytes)]);
     all.row(["log needed", &format!("{} to {}", summary.start_lsn, summary.stop_lsn)]);
+    if let Some(bound) = bound {
+        all.row(["log to replay", &crate::replay::text(own_log(report, bound.rate), Some(bound.target))]);
+    }
     all.row(["took", &format!("{}, {}", table::duration(took), table::rate(summary.bytes, took))]);
     let mut text = all.text();
     text.push_str(&super::phases_text(phases));

@@ -1,14 +1,16 @@
 mod log;
 
 use clap::Args;
+use holdfast_backup::{Replay, log_behind};
 use holdfast_format::manifest::Summary;
 use holdfast_repository::{Repository, SnapshotEntry};
 use serde::Serialize;
 
-use crate::config::{Config, RepositorySettings};
+use crate::config::{BackupSettings, Config, RepositorySettings};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::{Doing as _, Failure};
+use crate::replay;
 use crate::table::{self, Lines as _, Table};
 use crate::time;
 
@@ -40,6 +42,11 @@ struct Listing {
     /// Why the moments in the log are not shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     sealed: Option<String>,
+    /// What a recovery to the newest point would replay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<serde_json::Value>,
+    #[serde(skip)]
+    replay_text: Option<String>,
     #[serde(skip)]
     summaries: Vec<Summary>,
 }
@@ -56,7 +63,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     for (settings, sources) in wanted(context, &config, options.source).await? {
         let repository = context.unpinned(settings).await?;
         for source in sources {
-            listings.push(list(settings, &repository, source).await?);
+            let backup = config.backup_settings(&source);
+            listings.push(list(settings, &backup, &repository, source).await?);
         }
     }
     context.output.result(&serde_json::json!({ "sources": listings }), || {
@@ -90,7 +98,12 @@ async fn wanted<'a>(
     Ok(wanted)
 }
 
-async fn list(settings: &RepositorySettings, repository: &Repository, source: String) -> Result<Listing, Failure> {
+async fn list(
+    settings: &RepositorySettings,
+    backup: &BackupSettings,
+    repository: &Repository,
+    source: String,
+) -> Result<Listing, Failure> {
     let entries = repository.snapshots(&source).await.doing(|| format!("could not list `{source}`"))?;
     let mut listing = Listing {
         source,
@@ -99,6 +112,8 @@ async fn list(settings: &RepositorySettings, repository: &Repository, source: St
         broken: Vec::new(),
         log: Vec::new(),
         sealed: None,
+        replay: None,
+        replay_text: None,
         summaries: Vec::new(),
     };
     for SnapshotEntry { name, summary } in entries {
@@ -109,6 +124,13 @@ async fn list(settings: &RepositorySettings, repository: &Repository, source: St
             }
             Err(error) => listing.broken.push(Broken { object: name.to_string(), problem: chain(&error) }),
         }
+    }
+    if let Some((summary, bytes)) = log_behind(repository, &listing.source, &listing.summaries).await? {
+        let (replay, target) = (Replay::of(bytes, backup.replay_rate), backup.replay_target);
+        let mut value = replay::json(replay, target);
+        value["snapshot"] = summary.id.as_str().into();
+        listing.replay = Some(value);
+        listing.replay_text = Some(replay::text(replay, target));
     }
     let (stretches, sealed) = log::read(settings, repository, &listing.source).await?;
     (listing.log, listing.sealed) = (stretches, sealed);
@@ -128,7 +150,7 @@ pub(crate) fn summary_json(summary: &Summary) -> serde_json::Value {
 }
 
 fn text(listing: &Listing) -> String {
-    let Listing { source, repository, broken, log, sealed, summaries, snapshots: _ } = listing;
+    let Listing { source, repository, broken, log, sealed, summaries, replay_text, snapshots: _, replay: _ } = listing;
     let mut text = format!("{source} in repository `{repository}`\n\n");
     if summaries.is_empty() {
         text.push_str("no snapshot\n");
@@ -168,6 +190,9 @@ fn text(listing: &Listing) -> String {
     }
     text.push('\n');
     text.push_str(&log::text(log));
+    if let Some(replay) = replay_text {
+        text.line(format_args!("log to replay: {replay}"));
+    }
     if let Some(why) = sealed {
         text.line(format_args!("\nwhat is recoverable, moments and restore points are not shown: {why}"));
     }

@@ -165,16 +165,23 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         context.output.note(remark);
     }
     if options.dry_run {
-        return show(context, &keyring, &plan, &options).await;
+        return show(context, &config, &keyring, &plan, &options).await;
     }
-    context.output.note(text::plan(&plan, &options.to).trim_end());
+    context.output.note(text::plan(&plan, &options.to, &config.backup_settings(&options.source)).trim_end());
     carry_out(context, &config, &keyring, &plan, options).await
 }
 
 /// Shows the plan, and what of it is there already.
-async fn show(context: &Context, keyring: &Keyring, plan: &Plan, options: &Options) -> Result<Exit, Failure> {
-    let mut json = serde_json::json!({ "plan": text::plan_json(plan) });
-    let mut shown = text::plan(plan, &options.to);
+async fn show(
+    context: &Context,
+    config: &Config,
+    keyring: &Keyring,
+    plan: &Plan,
+    options: &Options,
+) -> Result<Exit, Failure> {
+    let backup = config.backup_settings(&options.source);
+    let mut json = serde_json::json!({ "plan": text::plan_json(plan, &backup) });
+    let mut shown = text::plan(plan, &options.to, &backup);
     if options.delta || !options.reuse.is_empty() {
         let restore_options = restore_options(options, String::new())?;
         let progress = Progress::new();
@@ -242,7 +249,8 @@ async fn carry_out(
         Some(Ok(reached)) => text::End::Reached(reached),
         Some(Err(_)) => text::End::not_started(&to),
     };
-    let result = text::Result { plan, report: &report, end, to: &to };
+    let backup = config.backup_settings(&source);
+    let result = text::Result { plan, backup: &backup, report: &report, end, to: &to };
     context.output.result(&result.json(), || result.text())?;
     if archive_mode == Archive::Off {
         context.output.note(&format!(

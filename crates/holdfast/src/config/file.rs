@@ -55,6 +55,8 @@ pub(super) struct BackupToml {
     pub(super) time_zone: Value<String>,
     pub(super) compression_level: Value<i64>,
     pub(super) checkpoint: Value<String>,
+    pub(super) replay_target: Value<String>,
+    pub(super) replay_rate: Value<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

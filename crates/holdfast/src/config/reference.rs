@@ -32,7 +32,7 @@ const TABLES: [(&str, &str); 4] = [
     (WAL, "How `holdfast wal receive` works."),
 ];
 
-pub(crate) const SETTINGS: [Setting; 23] = [
+pub(crate) const SETTINGS: [Setting; 25] = [
     Setting {
         table: REPOSITORY,
         key: "path",
@@ -216,6 +216,25 @@ pub(crate) const SETTINGS: [Setting; 23] = [
         example: "\"spread\"",
     },
     Setting {
+        table: BACKUP,
+        key: "replay_target",
+        kind: "time with a unit, from 1s to 24h",
+        default: "none",
+        text: "How long the log may take to replay after the newest snapshot is restored. `holdfast backup --if-due` \
+               makes a backup when it would take more than half of that, and `check`, `list` and each backup say \
+               whether the target is kept.",
+        example: "\"30s\"",
+    },
+    Setting {
+        table: BACKUP,
+        key: "replay_rate",
+        kind: "size with a unit",
+        default: "\"32MiB\", which is cautious",
+        text: "How much log the machine that would take over replays in a second. `holdfast restore --start` prints what \
+               it measured.",
+        example: "\"64MiB\"",
+    },
+    Setting {
         table: WAL,
         key: "interval",
         kind: "time with a unit, from 10ms to 60s",
@@ -241,7 +260,7 @@ pub(crate) fn markdown() -> String {
          Holdfast reads one file: the one that `--config` names, else the one that the environment variable \
          `HOLDFAST_CONFIG` names, else `/etc/holdfast/holdfast.toml`, else `~/.config/holdfast/holdfast.toml`. It is \
          TOML. A key that is not listed here is refused, with its line.\n\nSizes are written with B, kB, MB, GB, TB, \
-         KiB, MiB, GiB or TiB; times with ms, s or min.\n",
+         KiB, MiB, GiB or TiB; times with ms, s, min or h.\n",
     );
     for (table, purpose) in TABLES {
         text.line(format_args!("\n## [{table}]\n\n{purpose}"));

@@ -29,16 +29,19 @@ fn the_reference_example_is_valid_and_sets_everything() {
     assert!(source.backup.windows.is_some());
     assert_eq!(source.wal.interval, Duration::from_millis(250));
     assert_eq!(source.backup.connection.as_ref().and_then(ConnInfo::user), Some("holdfast"));
+    let bound = ReplayBound { target: Duration::from_secs(30), rate: ByteSize::mib(64) };
+    assert_eq!(source.backup.replay_bound(), Some(bound));
     let repository = config.repository_of("chat").unwrap();
     assert_eq!(repository.recipients.as_ref().map(Vec::len), Some(1));
     assert!(source.spool.is_some() && source.data_directory.is_some() && repository.identity_file.is_some());
 }
 
 #[test]
-fn backups_are_gentle_unless_told_otherwise() {
+fn backups_are_gentle_and_nothing_bounds_the_replay_unless_told_otherwise() {
     let config = parse("[repository.main]\npath = \"/r\"\n[source.chat]\n").unwrap();
     let backup = &config.source("chat").unwrap().backup;
-    assert_eq!(backup.checkpoint, StartCheckpoint::Spread);
+    assert_eq!((backup.checkpoint, backup.replay_bound()), (StartCheckpoint::Spread, None));
+    assert_eq!(config.backup_settings("unknown").replay_rate, ByteSize::mib(32));
 }
 
 /// The keys that a table takes, from what serde says when it refuses one.
@@ -85,6 +88,9 @@ fn refusals_name_the_place_and_help() {
         ("[source.chat.backup]\nwindows = [\"22-6\"]", (4, 12), "is no window", "\"22:00-06:00\""),
         ("[source.chat.backup]\ntime_zone = \"Mars\"", (4, 13), "no time zone", "IANA"),
         ("[source.chat.backup]\nconnection = \"hast=x\"", (4, 14), "hast", ""),
+        ("[source.chat.backup]\nreplay_target = \"30\"", (4, 17), "not a length of time", "unit"),
+        ("[source.chat.backup]\nreplay_target = \"0s\"", (4, 17), "from 1s to 24h", ""),
+        ("[source.chat.backup]\nreplay_rate = \"0B\"", (4, 15), "nothing at all is replayed", "restore --start"),
         ("[source.chat]\nrepository = \"mian\"", (4, 14), "no [repository.mian]", "Did you mean `main`?"),
         ("[source.chat]\nspool = \"spool\"", (4, 9), "not an absolute path", ""),
         ("[source.chat]\nslot = \"Chat\"", (4, 8), "name of a replication slot", "a-z"),

@@ -99,7 +99,11 @@ fn check_backup(table: &BackupToml) -> Result<BackupSettings, Problem> {
         let choices = [("fast", StartCheckpoint::Fast), ("spread", StartCheckpoint::Spread)];
         choose(value, "kind of checkpoint", &choices)
     });
+    let replay_rate =
+        some_bytes(table.replay_rate.as_ref(), "nothing at all is replayed", "`restore --start` prints how much is.")?;
     Ok(BackupSettings {
+        replay_target: table.replay_target.as_ref().map(check_replay_target).transpose()?,
+        replay_rate: replay_rate.unwrap_or(default.replay_rate),
         connection: table.connection.as_ref().map(parse::<ConnInfo>).transpose()?,
         parallel: number(table.parallel.as_ref(), 1..=256)?.map_or(default.parallel, |parallel| parallel as usize),
         impact: check_impact(table, &default.impact)?,
@@ -110,10 +114,7 @@ fn check_backup(table: &BackupToml) -> Result<BackupSettings, Problem> {
 }
 
 fn check_impact(table: &BackupToml, default: &Impact) -> Result<Impact, Problem> {
-    let rate_limit = table.rate_limit.as_ref().map(parse::<ByteSize>).transpose()?;
-    if let (Some(0), Some(written)) = (rate_limit.map(ByteSize::get), &table.rate_limit) {
-        return Err(Problem::new(written.span(), "nothing at all may be read").with_hint("Leave `rate_limit` out."));
-    }
+    let rate_limit = some_bytes(table.rate_limit.as_ref(), "nothing at all may be read", "Leave `rate_limit` out.")?;
     let io_class = table.io_class.as_ref().map(|value| {
         let choices = [("normal", IoClass::Normal), ("low", IoClass::Low), ("idle", IoClass::Idle)];
         choose(value, "I/O class", &choices)
@@ -166,6 +167,23 @@ fn choose<T: Copy>(value: &Spanned<String>, kind: &str, choices: &[(&str, T)]) -
         Problem::new(value.span(), format!("`{}` is no {kind}", value.get_ref()))
             .with_hint(format!("Write {}.", words.join(" or ")))
     })
+}
+
+fn some_bytes(value: Option<&Spanned<String>>, none: &str, hint: &str) -> Result<Option<ByteSize>, Problem> {
+    let Some(value) = value else { return Ok(None) };
+    match parse::<ByteSize>(value)? {
+        size if size.get() == 0 => Err(Problem::new(value.span(), none).with_hint(hint)),
+        size => Ok(Some(size)),
+    }
+}
+
+fn check_replay_target(value: &Spanned<String>) -> Result<Duration, Problem> {
+    let target = duration(value)?;
+    if (Duration::from_secs(1)..=Duration::from_hours(24)).contains(&target) {
+        Ok(target)
+    } else {
+        Err(Problem::new(value.span(), "the target must be from 1s to 24h"))
+    }
 }
 
 fn check_wal(table: &WalToml) -> Result<WalSettings, Problem> {

@@ -224,7 +224,7 @@ fn hints_of_another_server_are_no_incident() {
 fn a_standby_that_lags() {
     let primary = Postgres::build(&require(18)).setting("autovacuum", "off").setting("wal_keep_size", "1GB").start();
     let site = Site::protecting(&primary);
-    let standby = Standby::of(&primary, &site, "");
+    let standby = Standby::of(&primary, &site, "replay_target = \"1s\"\nreplay_rate = \"10B\"\n");
     let receiver = site.receive(&primary, &[]);
     primary.sql("create table t as select i as id from generate_series(1, 1000) i");
     let before = site.backup();
@@ -237,6 +237,9 @@ fn a_standby_that_lags() {
     primary.sql("insert into t select i from generate_series(2001, 3000) i");
     let ahead = site.backup();
 
+    // What is due by the log is not where nothing can be won.
+    let decided = standby.run(&site, &["--if-due", "--type", "incremental"]).expect(0).json();
+    assert_eq!((&decided["due"], &decided["in_vain"]), (&false.into(), &true.into()), "{decided:#}");
     let lagging = standby.backup(&site, "incremental").expect(0).json();
     assert_eq!(lagging["snapshot"]["base"], before["snapshot"]["id"], "{lagging:#}");
     let notes = lagging["notes"].to_string();

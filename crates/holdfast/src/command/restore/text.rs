@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use holdfast_backup::{Replay, log_since};
 use holdfast_format::wal::Moment;
 use holdfast_postgres::cluster::{Running, is_running};
 use holdfast_recovery::{Comparison, Plan, Reached, RestoreReport, Reused, Target, log_file};
-use holdfast_types::Lsn;
 
 use crate::command::{list, phases_json, phases_text, show};
+use crate::config::BackupSettings;
+use crate::replay;
 use crate::table::{self, Lines as _, Table};
 use crate::time;
 
@@ -21,7 +23,7 @@ fn target(target: &Target) -> String {
     }
 }
 
-pub(super) fn plan(plan: &Plan, to: &Path) -> String {
+pub(super) fn plan(plan: &Plan, to: &Path, backup: &BackupSettings) -> String {
     let snapshot = plan.summary();
     let mut all = Table::bare();
     all.row(["restore", &format!("{} to {}", plan.source, to.display())]);
@@ -29,7 +31,8 @@ pub(super) fn plan(plan: &Plan, to: &Path) -> String {
     all.row(["from snapshot", &format!("{}, taken {}", snapshot.id, time::show_seconds(snapshot.stopped_at))]);
     all.row(["files", &format!("{}, {} to fetch", table::size(snapshot.bytes), table::size(plan.fetch_bytes))]);
     let log = format!("{} to {} on timeline {}", plan.log_from, plan.log_to, plan.timeline);
-    all.row(["log to replay", &format!("at most {}: {log}", table::size(plan.log_bytes()))]);
+    let replay = replay::text(to_replay(plan, backup), None);
+    all.row(["log to replay", &format!("at most {replay}: {log}")]);
     if let Some(newest) = plan.newest {
         let newest = time::show(newest.at);
         match plan.target {
@@ -44,7 +47,11 @@ pub(super) fn plan(plan: &Plan, to: &Path) -> String {
     text
 }
 
-pub(super) fn plan_json(plan: &Plan) -> serde_json::Value {
+fn to_replay(plan: &Plan, backup: &BackupSettings) -> Replay {
+    Replay::of(log_since(plan.summary(), plan.log_to), backup.replay_rate)
+}
+
+pub(super) fn plan_json(plan: &Plan, backup: &BackupSettings) -> serde_json::Value {
     let Plan {
         source,
         lineage,
@@ -74,6 +81,7 @@ pub(super) fn plan_json(plan: &Plan) -> serde_json::Value {
         "timeline": timeline,
         "log_from": log_from,
         "log_to": log_to,
+        "replay": replay::json(to_replay(plan, backup), None),
         "newest_commit": newest.map(|newest| time::rfc3339(newest.at)),
         "fetch_bytes": fetch_bytes,
         "notes": notes,
@@ -123,6 +131,7 @@ fn reused_json(reused: &Reused) -> serde_json::Value {
 /// What became of a plan.
 pub(super) struct Result<'a> {
     pub(super) plan: &'a Plan,
+    pub(super) backup: &'a BackupSettings,
     pub(super) report: &'a RestoreReport,
     pub(super) end: End<'a>,
     pub(super) to: &'a Path,
@@ -162,12 +171,13 @@ impl Result<'_> {
                     "timeline": timeline,
                     "reason": reason,
                     "replay_seconds": replay.as_secs_f64(),
+                    "replay_bytes": log_since(self.plan.summary(), *lsn),
                 }));
             }
             End::NotStarted { runs: _, log } => server_log = log.as_ref(),
         }
         serde_json::json!({
-            "plan": plan_json(self.plan),
+            "plan": plan_json(self.plan, self.backup),
             "to": self.to,
             "bytes": bytes,
             "files": files,
@@ -196,7 +206,10 @@ impl Result<'_> {
         text.push_str(&phases_text(phases));
         match &self.end {
             End::Restored => text.push_str(&by_hand(self.to)),
-            End::Reached(reached) => text.push_str(&reached_text(self.plan.log_from, self.plan.newest, reached)),
+            End::Reached(reached) => {
+                let replayed = log_since(self.plan.summary(), reached.lsn);
+                text.push_str(&reached_text(replayed, self.plan.newest, reached));
+            }
             End::NotStarted { runs, log } => {
                 if *runs {
                     text.push_str("the server runs, and may still be replaying the log\n");
@@ -223,8 +236,8 @@ fn by_hand(to: &Path) -> String {
     format!("start it with: pg_ctl -D {} start\n", to.display())
 }
 
-/// Where recovery ended, of a log that begins at `log_from` and whose last commit is `newest`.
-fn reached_text(log_from: Lsn, newest: Option<Moment>, reached: &Reached) -> String {
+/// Where recovery ended, behind so much log, whose last commit is `newest`.
+fn reached_text(replayed: u64, newest: Option<Moment>, reached: &Reached) -> String {
     let Reached { lsn, commit, timeline, reason, replay } = reached;
     let mut all = Table::bare();
     all.row(["reached", &format!("{lsn}, now on timeline {timeline}")]);
@@ -236,7 +249,6 @@ fn reached_text(log_from: Lsn, newest: Option<Moment>, reached: &Reached) -> Str
     if !reason.is_empty() {
         all.row(["stopped", &format!("PostgreSQL says: {reason}")]);
     }
-    let replayed = lsn.bytes_since(log_from);
     let rate = table::rate(replayed, *replay);
     all.row(["replay", &format!("{} in {}, {rate}", table::size(replayed), table::duration(*replay))]);
     all.text()
@@ -247,7 +259,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use holdfast_types::{Micros, Timeline};
+    use holdfast_types::{Lsn, Micros, Timeline};
 
     #[test]
     fn where_recovery_ended() {
@@ -259,9 +271,9 @@ mod tests {
             reason: "before 2026-11-21 10:15:07+00".to_owned(),
             replay: Duration::from_secs(1),
         };
-        let from = Lsn::new(0x0300_0000);
+        let replayed = 16 << 20;
         assert_eq!(
-            reached_text(from, None, &reached),
+            reached_text(replayed, None, &reached),
             "reached      0/4000000, now on timeline 2\n\
              last commit  2026-11-21 10:15:00.25Z, or up to a second later\n\
              stopped      PostgreSQL says: before 2026-11-21 10:15:07+00\n\
@@ -269,7 +281,7 @@ mod tests {
         );
         reached.reason = String::new();
         assert_eq!(
-            reached_text(from, Some(commit), &reached),
+            reached_text(replayed, Some(commit), &reached),
             "reached      0/4000000, now on timeline 2\n\
              last commit  2026-11-21 10:15:00.25Z\n\
              replay       16.0 MiB in 1.00 s, 16.0 MiB/s\n"

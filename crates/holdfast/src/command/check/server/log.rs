@@ -1,5 +1,6 @@
 //! How the log and the snapshots of a source stand in the repository.
 
+use holdfast_backup::{Replay, log_since, newest_on};
 use holdfast_postgres::ServerInfo;
 use holdfast_repository::{Gap, Lineage, Repository, RepositoryError};
 
@@ -14,6 +15,33 @@ pub(super) async fn check(source: &Source, info: &ServerInfo, repository: &Repos
     if let Err(error) = log(source, info, repository, checklist).await {
         checklist.add(Entry::error(&source.name, "log", &error));
     }
+    if let Err(error) = replay(source, info, repository, checklist).await {
+        checklist.add(Entry::error(&source.name, REPLAY, &error));
+    }
+}
+
+const REPLAY: &str = "log to replay";
+
+/// What a recovery would replay if the server were lost now.
+async fn replay(
+    source: &Source,
+    info: &ServerInfo,
+    repository: &Repository,
+    checklist: &mut Checklist,
+) -> Result<(), RepositoryError> {
+    let name = source.name.as_str();
+    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
+    let Some(newest) = newest_on(repository, name, lineage, info.timeline).await? else { return Ok(()) };
+    let replay = Replay::of(log_since(&newest, info.lsn), source.backup.replay_rate);
+    let target = source.backup.replay_target;
+    let found = crate::replay::text(replay, target);
+    checklist.add(if target.is_none_or(|target| replay.keeps(target)) {
+        Entry::ok(name, REPLAY, found)
+    } else {
+        let hint = format!("Run `holdfast backup {name} --type incremental --if-due` every minute, by a timer.");
+        Entry::warning(name, REPLAY, found, hint)
+    });
+    Ok(())
 }
 
 async fn snapshots(
