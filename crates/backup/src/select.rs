@@ -79,6 +79,10 @@ pub(crate) fn select(known: &Known, map: &ChangeMap, damaged: &[u32]) -> Reading
 #[cfg(test)]
 #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::ops::RangeInclusive;
+
+    use holdfast_format::varint;
     use proptest::prelude::*;
 
     use super::*;
@@ -126,7 +130,106 @@ mod tests {
         assert_eq!(select(&odd, &ChangeMap::default(), &[]), Reading::Whole);
     }
 
+    const RELATION: Relation = Relation { tablespace: 1663, database: 5, relfilenode: 16384 };
+
+    /// A map that says this of the main fork, as bytes tell it: only the log and stored bytes make maps.
+    fn map(limit: Option<u32>, pages: &BTreeSet<u32>) -> ChangeMap {
+        let mut runs: Vec<RangeInclusive<u32>> = Vec::new();
+        for page in pages {
+            match runs.last_mut() {
+                Some(last) if *last.end() + 1 == *page => *last = *last.start()..=*page,
+                _ => runs.push(*page..=*page),
+            }
+        }
+        let mut bytes = vec![1, 0];
+        let mut put = |number: u32| varint::put(&mut bytes, number.into());
+        // One database with one fork.
+        for number in [1, RELATION.tablespace, RELATION.database, 2, RELATION.relfilenode * 4] {
+            put(number);
+        }
+        put(limit.map_or(0, |limit| limit + 1));
+        put(u32::from(!runs.is_empty()));
+        if !runs.is_empty() {
+            put(0);
+            put(runs.len() as u32);
+        }
+        let mut next = 0;
+        for run in runs {
+            let more = run.end() - run.start();
+            put((run.start() - next) * 2 + u32::from(more > 0));
+            if more > 0 {
+                put(more - 1);
+            }
+            next = run.end() + 2;
+        }
+        let map = if limit.is_none() && pages.is_empty() {
+            ChangeMap::default()
+        } else {
+            ChangeMap::decode(&bytes).expect("it is encoded as the format says")
+        };
+        let Changes::Pages { limit: known, pages: changed } = map.changes(RELATION, Fork::Main) else {
+            panic!("{map:?}")
+        };
+        assert_eq!((known, changed.into_iter().flatten().collect::<BTreeSet<_>>()), (limit, pages.clone()));
+        map
+    }
+
+    fn pages(numbers: &[u32]) -> BTreeSet<u32> {
+        numbers.iter().copied().collect()
+    }
+
+    #[test]
+    fn what_was_cut_off_is_read_even_where_it_grew_again() {
+        assert_eq!(select(&known(100, 100, 0), &map(Some(60), &pages(&[])), &[]), Reading::Pages(vec![60..100]));
+        assert_eq!(
+            select(&known(100, 100, 0), &map(Some(60), &pages(&[7, 80])), &[]),
+            Reading::Pages(vec![7..8, 60..100])
+        );
+        // It is shorter now, and all that stayed is as it was.
+        assert_eq!(select(&known(60, 100, 0), &map(Some(60), &pages(&[80])), &[]), Reading::Pages(Vec::new()));
+        assert_eq!(select(&known(100, 100, 0), &map(Some(100), &pages(&[])), &[]), Reading::Pages(Vec::new()));
+        // Made anew.
+        assert_eq!(select(&known(100, 100, 0), &map(Some(0), &pages(&[])), &[]), Reading::Whole);
+    }
+
+    #[test]
+    fn a_limit_counts_pages_of_the_relation_and_not_of_the_file() {
+        let of_second = Known { pages_per_file: 100, ..known(100, 100, 1) };
+        assert_eq!(select(&of_second, &map(Some(160), &pages(&[59, 107])), &[]), Reading::Pages(vec![7..8, 60..100]));
+        assert_eq!(select(&of_second, &map(Some(200), &pages(&[])), &[]), Reading::Pages(Vec::new()));
+        // The cut went through an earlier file: this one was removed, and is another now.
+        assert_eq!(select(&of_second, &map(Some(60), &pages(&[])), &[]), Reading::Whole);
+        assert_eq!(select(&of_second, &map(Some(100), &pages(&[])), &[]), Reading::Whole);
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// The same, asked of each page by itself.
+        #[test]
+        fn exactly_those_pages_are_read_that_may_differ(
+            size in 0u32..120,
+            base in 0u32..120,
+            segment in 0u32..3,
+            limit in prop::option::of(0u32..400),
+            changed in prop::collection::btree_set(0u32..400, 0..40),
+            damaged in prop::collection::vec(0u32..400, 0..6),
+        ) {
+            let of_file = Known { pages_per_file: 120, ..known(size.into(), base.into(), segment) };
+            let may_differ = |page: u32| {
+                let block = segment * 120 + page;
+                page >= base || limit.is_some_and(|limit| block >= limit) || changed.contains(&block) || damaged.contains(&block)
+            };
+            let differing: Vec<u32> = (0..size).filter(|page| may_differ(*page)).collect();
+            match select(&of_file, &map(limit, &changed), &damaged) {
+                Reading::Pages(ranges) => prop_assert_eq!(ranges.into_iter().flatten().collect::<Vec<_>>(), differing),
+                Reading::Whole => {
+                    let is_nearly_all = differing.len() * 10 > size as usize * 9;
+                    prop_assert!(is_nearly_all, "{differing:?} of {size}");
+                }
+            }
+        }
+
         #[test]
         fn ranges_are_in_order_and_within_the_file(size in 1u64..300, base in 0u64..300, damaged in prop::collection::vec(0u32..300, 0..40)) {
             if let Reading::Pages(ranges) = select(&known(size, base, 0), &ChangeMap::default(), &damaged) {
