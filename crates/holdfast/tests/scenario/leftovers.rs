@@ -55,6 +55,17 @@ fn an_interrupted_restore_is_repeated_with_its_tablespace() {
 
 #[test]
 fn what_came_before_a_gap_stays() {
+    what_came_before_stays(3);
+}
+
+/// The receiver goes on in the very next segment, so that to it the one before is its own.
+#[test]
+fn what_came_before_a_gap_in_one_segment_stays() {
+    what_came_before_stays(1);
+}
+
+/// A receiver stops in the middle of a segment, and another one begins so many later.
+fn what_came_before_stays(segments: u32) {
     let server = Postgres::build(&default_version()).initdb_arg("--wal-segsize=1").start();
     let site = Site::protecting(&server);
     server.sql("create table t (id int)");
@@ -66,7 +77,7 @@ fn what_came_before_a_gap_stays() {
     receiver.stop();
     // The slot goes, and with it the log that nobody took.
     server.sql("select pg_drop_replication_slot(slot_name) from pg_replication_slots");
-    for _ in 0..3 {
+    for _ in 0..segments {
         server.sql("select pg_switch_wal()");
         server.sql("insert into t values (2)");
     }
