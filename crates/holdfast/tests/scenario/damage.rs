@@ -212,6 +212,58 @@ fn damage(
     }
 }
 
+/// A change map saves work and proves nothing: where one is damaged, the log is read in its place, the backup says so, and
+/// has the same pages.
+#[test]
+fn damaged_change_maps() {
+    let mut chance = Chance::new("damaged change maps");
+    let server = Postgres::build(&require(15)).initdb_arg("--wal-segsize=1").setting("autovacuum", "off").start();
+    let site = Site::protecting(&server);
+    server.sql(
+        "create table t as select i as id, repeat(md5(i::text), 5) as text from generate_series(1, 20000) i;
+         create index on t (id); vacuum freeze t",
+    );
+    let mut receiver = site.receive(&server, &[]);
+    site.backup();
+    for harm in HARMS {
+        let before = objects(&site.repository(), "changes");
+        // Each run of the receiver leaves a map, of a segment of its own, with a page that no other names.
+        for _ in 0..4 {
+            server.switch_wal();
+            server.sql(&format!("update t set text = md5(text) where id = {}", 1 + chance.number(20_000)));
+            site.await_durable(&server);
+            receiver.stop();
+            receiver = site.receive(&server, &[]);
+        }
+        let mut maps = objects(&site.repository(), "changes");
+        maps.retain(|map| !before.contains(map));
+        // The first one begins before the backup that is built on, so the log itself is read there in any case.
+        maps.remove(0);
+        let victim = maps[chance.number(maps.len() as u64) as usize].clone();
+        let named =
+            damage(&site.repository(), "changes", &victim, &maps, harm, &mut chance).expect("there are several");
+        let made = site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"]).expect(0);
+        let report = made.json();
+        let (size, read) = (report["snapshot"]["bytes"].as_u64(), report["snapshot"]["read_bytes"].as_u64());
+        println!("{harm:?} of {victim}: read {read:?} of {size:?}, notes {}", report["notes"]);
+        assert_eq!(report["snapshot"]["kind"], "incremental", "{report:#}");
+        // Nobody knows of a map that is not there.
+        let is_known = harm != Harm::Delete;
+        let is_said = |name: &String| {
+            let mut lines = made.stderr.lines();
+            lines.any(|line| line.contains(name.as_str()) && line.contains("the log is read instead"))
+        };
+        assert_eq!(named.iter().map(is_said).collect::<Vec<_>>(), vec![is_known; named.len()], "{made:#?}");
+        let verified = site.run(&["verify"]).expect(0).says("everything can be read back");
+        assert_eq!(verified.stdout.contains(&victim), is_known, "{verified:#?}");
+        site.await_durable(&server);
+        let restored = site.restore("restored", &[]);
+        assert_eq!(restored.server.sql(DIGEST), server.sql(DIGEST), "{harm:?} of {victim}");
+        restored.prove_clean();
+    }
+    receiver.stop();
+}
+
 /// Garbage in a table's file: the backup has it as it is, and says so, and so does all that comes of it.
 #[test]
 fn a_damaged_page_in_the_database_15() {
