@@ -1,5 +1,7 @@
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
+
 use super::reference::SETTINGS;
 use super::*;
 
@@ -131,4 +133,47 @@ fn the_reference_in_the_documents_is_up_to_date() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
     let written = std::fs::read_to_string(path).unwrap_or_default();
     assert!(written == reference::markdown(), "run `holdfast generate reference > docs/configuration.md`");
+}
+
+/// It is a configuration, or shown where it is none.
+fn is_answered(content: &str) {
+    match parse(content) {
+        Ok(config) => assert!(config.sources().all(|source| config.repository(Some(&source.repository)).is_ok())),
+        Err(error) => {
+            let ConfigError::Invalid { line, .. } = &error else { panic!("{error:?}") };
+            assert!(*line <= content.lines().count() + 1, "{error:?}\n{content}");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_answered(text: String, parts in prop::collection::vec("[a-z_.]{0,9}|[ \\[\\]=\"'\n#0-9{},-]", 0..60)) {
+        is_answered(&text);
+        is_answered(&parts.concat());
+    }
+
+    /// Letters are removed, doubled, or become others; lines change places.
+    #[test]
+    fn a_damaged_file_is_answered(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<char>(), 0..5u8), 1..6),
+    ) {
+        let mut text: Vec<char> = reference::example().chars().collect();
+        for (at, letter, kind) in changes {
+            let at = at.index(text.len().max(1));
+            match kind {
+                _ if text.is_empty() => text.push(letter),
+                0 => text[at] = letter,
+                1 => text.insert(at, text[at]),
+                2 => drop(text.remove(at)),
+                3 => text.truncate(at),
+                _ => {
+                    let line = text[at..].iter().position(|letter| *letter == '\n').unwrap_or_default();
+                    text.rotate_left(at + line);
+                }
+            }
+        }
+        is_answered(&text.into_iter().collect::<String>());
+    }
 }
