@@ -17,6 +17,7 @@ use holdfast_backup::{Impact, ReplayBound, Windows};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
+use holdfast_types::ByteSize;
 
 pub(crate) use error::ConfigError;
 use error::Problem;

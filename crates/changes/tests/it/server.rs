@@ -8,9 +8,9 @@ use holdfast_types::{Lsn, Segment, SegmentSize, Timeline};
 
 use crate::workload;
 
-const MIB: SegmentSize = SegmentSize::new(1 << 20).unwrap();
+pub const MIB: SegmentSize = SegmentSize::new(1 << 20).unwrap();
 
-type Pages = BTreeMap<(Relation, Fork), BTreeSet<u32>>;
+pub type Pages = BTreeMap<(Relation, Fork), BTreeSet<u32>>;
 
 pub fn build(version: &PgVersion) -> PostgresBuilder {
     Postgres::build(version)
@@ -22,7 +22,7 @@ pub fn build(version: &PgVersion) -> PostgresBuilder {
 }
 
 /// Makes a checkpoint; answers where replay from it begins, which is where a record begins.
-fn checkpoint(server: &Postgres) -> Lsn {
+pub fn checkpoint(server: &Postgres) -> Lsn {
     server.sql("checkpoint");
     server.sql("select redo_lsn from pg_control_checkpoint()").parse().unwrap()
 }
@@ -71,17 +71,17 @@ fn dumped(server: &Postgres, start: Lsn, end: Lsn) -> Pages {
     pages
 }
 
-fn relation(text: &str) -> Relation {
+pub fn relation(text: &str) -> Relation {
     let numbers: Vec<u32> = text.split('/').map(|number| number.parse().unwrap()).collect();
     Relation { tablespace: numbers[0], database: numbers[1], relfilenode: numbers[2] }
 }
 
-fn recorded(map: &ChangeMap) -> Pages {
+pub fn recorded(map: &ChangeMap) -> Pages {
     let with_pages = map.recorded().filter_map(|(relation, fork, _, pages)| Some(((relation, fork), pages?)));
     with_pages.map(|(key, pages)| (key, pages.iter().collect())).collect()
 }
 
-fn compare(ours: &Pages, theirs: &Pages) {
+pub fn compare(ours: &Pages, theirs: &Pages) {
     for key in ours.keys().chain(theirs.keys()) {
         let (our, their) = (ours.get(key), theirs.get(key));
         assert_eq!(our, their, "{}{}", key.0, key.1.suffix());

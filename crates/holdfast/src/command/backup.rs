@@ -35,6 +35,7 @@ const LOG_WAIT: Duration = Duration::from_mins(5);
 /// the configuration names. Damaged pages are stored as they are, listed, and make it exit with 3.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Options {
     /// The source's name in the configuration.
     source: String,

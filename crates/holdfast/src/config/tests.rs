@@ -25,7 +25,7 @@ fn the_reference_example_is_valid_and_sets_everything() {
     assert_eq!((source.repository.as_str(), source.slot.as_str()), ("main", "holdfast_chat"));
     assert_eq!(source.connection.user(), Some("holdfast"));
     let impact = &source.backup.impact;
-    assert_eq!((source.backup.parallel, impact.rate_limit), (2, Some(holdfast_types::ByteSize::mib(200))));
+    assert_eq!((source.backup.parallel, impact.rate_limit), (2, Some(ByteSize::mib(200))));
     assert_eq!((impact.iops_limit, impact.nice), (Some(2000), 10));
     assert_eq!(impact.latency.as_ref().map(|latency| latency.limit), Some(Duration::from_millis(20)));
     assert!(source.backup.windows.is_some());

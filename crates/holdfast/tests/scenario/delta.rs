@@ -10,8 +10,8 @@ use holdfast_testkit::{PgVersion, Postgres, StartError, StopMode, default_versio
 use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
-use crate::pages::expect_twins;
 use crate::mount::{SmallDisk, in_private_namespace};
+use crate::pages::expect_twins;
 use crate::site::Site;
 
 const BEFORE: &str = "

@@ -405,6 +405,7 @@ impl Story {
         let mut restored = self.site.restore("restored", &[]);
         assert_eq!(restored.report["plan"]["snapshot"]["id"], snapshot["id"], "{:#}", restored.report);
         restored.server.stop(StopMode::Fast);
+        println!("comparing {what}");
         expect_twins(restored.server.data_directory(), self.server.data_directory());
         restored.discard();
     }
