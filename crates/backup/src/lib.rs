@@ -13,6 +13,7 @@ mod feed;
 mod fragmentation;
 mod impact;
 mod pages;
+mod packs;
 mod push;
 mod receive;
 mod replay;

@@ -32,6 +32,7 @@ use crate::impact::{Impact, Probe};
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
+use crate::packs::PackCheck;
     add_config_files, config_files, connect, find_data_directory, owner, parameters, read_control_file, relation_name,
     tablespaces,
 };
@@ -167,6 +168,7 @@ impl Job<'_> {
             Some(limit) => Some(Probe::begin(&options.connection, limit, info.in_recovery, &options.source).await?),
             None => None,
         };
+        let packs = base.as_ref().map(|base| PackCheck::begin(epoch.repository(), base));
         progress.begin(Phase("waiting for the checkpoint"), 0);
         if options.checkpoint == StartCheckpoint::Spread
             && let Some(wait) = spread_checkpoint(info)
@@ -192,7 +194,10 @@ impl Job<'_> {
         let mut incidents = Vec::new();
         if let Some(known) = &ground {
             choose_pages(&mut listed, known);
-            incidents = self.audit(known, &listed, (timeline, start.lsn)).await?;
+            if let Some(packs) = packs {
+                incidents.extend(packs.incidents().await?);
+            }
+            incidents.extend(self.audit(known, &listed, (timeline, start.lsn)).await?);
             if !incidents.is_empty() {
                 notes.push("everything was read, because what changed is not what the log says".to_owned());
                 listed.files.iter_mut().for_each(|task| task.reading = Reading::Whole);

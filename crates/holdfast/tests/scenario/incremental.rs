@@ -1,7 +1,7 @@
 //! What an incremental or differential backup gives back is what a full one would: after any schedule of writes, DDL,
 //! vacuum, truncation, crashes and promotions, the restored cluster equals the server page by page.
 
-use holdfast_testkit::{PgVersion, Postgres, PostgresBuilder, StopMode, require, wait_until};
+use holdfast_testkit::{PgVersion, Postgres, PostgresBuilder, StopMode, default_version, require, wait_until};
 use serde_json::Value;
 
 use crate::chance::{Chance, rounds};
@@ -150,6 +150,36 @@ fn a_damaged_base_is_not_built_on() {
     let restored = site.restore("restored", &[]);
     assert_eq!(restored.server.sql("select count(*) from t"), "1000");
     restored.prove_clean();
+    receiver.stop();
+}
+
+/// A pack that the snapshot before needs has lost its end, where no frame lies that an audit would open: a snapshot that
+/// took frames from it would be as damaged as it is.
+#[test]
+fn a_base_whose_packs_are_not_whole_is_not_built_on() {
+    let server = Postgres::build(&default_version()).start();
+    let site = Site::protecting(&server);
+    let receiver = site.receive(&server, &[]);
+    server.sql("create table t as select i as id from generate_series(1, 1000) i");
+    site.backup();
+    let incremental =
+        |code| site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"]).expect(code).json();
+    let whole = incremental(0);
+    assert_eq!(whole["snapshot"]["kind"], "incremental", "{whole:#}");
+    let mut folders: Vec<_> = site.repository().join("packs").read_dir().expect("packs").flatten().collect();
+    folders.sort_by_key(|folder| folder.file_name());
+    let pack = folders[0].path().read_dir().expect("a folder").flatten().next().expect("a pack").path();
+    let size = pack.metadata().expect("it is there").len();
+    let file = std::fs::OpenOptions::new().write(true).open(&pack).expect("it can be written");
+    file.set_len(size - 1).expect("it can be cut");
+    let name = pack.file_name().expect("a name").to_string_lossy().into_owned();
+
+    let cut = incremental(3);
+    let incident = cut["incidents"][0].as_str().expect("it says what it found");
+    assert!(incident.contains(&name) && incident.contains(&format!("{} bytes", size - 1)), "{incident}");
+    assert_eq!((&cut["snapshot"]["kind"], &cut["snapshot"]["base"]), (&Value::from("full"), &Value::Null), "{cut:#}");
+    // The next one builds on what is whole.
+    assert_eq!(incremental(0)["snapshot"]["kind"], "incremental");
     receiver.stop();
 }
 
