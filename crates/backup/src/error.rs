@@ -38,6 +38,9 @@ pub enum BackupError {
     #[error("pages of {block_size} bytes are not supported; 8192 is")]
     UnsupportedBlockSize { block_size: u32 },
 
+    #[error("relations in files of {pages} pages are not supported; 131072, which is 1 GiB, are")]
+    UnsupportedSegmentFiles { pages: u32 },
+
     #[error("wal_level is `{wal_level}`, which does not allow backups of a running server")]
     WalLevel { wal_level: String },
 

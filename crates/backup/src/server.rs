@@ -8,8 +8,10 @@ use holdfast_format::manifest::{Owner, Tablespace as StoredTablespace};
 use holdfast_pgformat::ControlFile;
 use holdfast_postgres::client::{Client, Purpose};
 use holdfast_postgres::server::{Right, ServerInfo, check_rights};
+use holdfast_types::SystemId;
 
 use crate::BackupError;
+use crate::copy::RELSEG_BLOCKS;
 use crate::scan::{FileTask, Other, Scan};
 use crate::select::Reading;
 use crate::snapshot::BackupOptions;
@@ -50,17 +52,24 @@ const fn is_needed(right: Right) -> bool {
     matches!(right, Right::BackupStart | Right::BackupStop | Right::ReadSettings)
 }
 
-/// The server's files on this machine, proved to be this server's.
-pub(crate) fn find_data_directory(options: &BackupOptions, info: &ServerInfo) -> Result<PathBuf, BackupError> {
+/// The server's files on this machine, of a kind that can be copied, and of this cluster.
+pub(crate) async fn find_data_directory(options: &BackupOptions, info: &ServerInfo) -> Result<PathBuf, BackupError> {
     let told = info.files.data_directory.as_ref().map(PathBuf::from);
     let path = options.data_directory.clone().or(told).ok_or(BackupError::DataDirectoryUnknown)?;
-    let control = path.join("global/pg_control");
-    let bytes = std::fs::read(&control).map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
-    // It may be torn at this moment; the identifier stands at its very beginning and never changes.
-    if let Ok(parsed) = ControlFile::parse(&bytes)
-        && parsed.system_id != info.system_id
-    {
-        return Err(BackupError::OtherCluster { path, expected: info.system_id, found: parsed.system_id });
+    std::fs::File::open(path.join("global/pg_control"))
+        .map_err(|source| BackupError::DataDirectory { path: path.clone(), source })?;
+    let control = ControlFile::parse(&read_control_file(&path).await?)
+        .map_err(|error| BackupError::ControlFile { path: path.clone(), problem: error.to_string() })?;
+    fit(path, &control, info.system_id)
+}
+
+fn fit(path: PathBuf, control: &ControlFile, system_id: SystemId) -> Result<PathBuf, BackupError> {
+    if control.system_id != system_id {
+        return Err(BackupError::OtherCluster { path, expected: system_id, found: control.system_id });
+    }
+    // Where a page lies in which file follows from it: which pages changed, and what their checksums count from.
+    if control.relseg_size != RELSEG_BLOCKS {
+        return Err(BackupError::UnsupportedSegmentFiles { pages: control.relseg_size });
     }
     Ok(path)
 }
@@ -169,4 +178,22 @@ pub(crate) async fn relation_name(options: &BackupOptions, file: holdfast_pgform
     let name = client.query(&sql).await.ok()?.first()?.get("name")?.to_owned();
     client.close().await;
     Some(format!("{database}: {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relations_in_files_of_another_size_are_refused() {
+        let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../pgformat/tests/fixtures/15/pg_control");
+        let control = ControlFile::parse(&std::fs::read(fixture).unwrap()).unwrap();
+        let path = PathBuf::from("data");
+        assert!(fit(path.clone(), &control, control.system_id).is_ok());
+        let small = ControlFile { relseg_size: 16_384, ..control.clone() };
+        let error = fit(path.clone(), &small, control.system_id).unwrap_err();
+        assert!(matches!(error, BackupError::UnsupportedSegmentFiles { pages: 16_384 }), "{error}");
+        let other = SystemId::new(control.system_id.get() + 1);
+        assert!(matches!(fit(path, &control, other), Err(BackupError::OtherCluster { .. })));
+    }
 }

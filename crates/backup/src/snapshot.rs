@@ -97,7 +97,7 @@ pub async fn backup(
     if let Some(log_connection) = &options.log_connection {
         upstream::check(&options.source, &mut client, &info, log_connection).await?;
     }
-    let data_directory = find_data_directory(options, &info)?;
+    let data_directory = find_data_directory(options, &info).await?;
     let epoch = repository.begin_epoch().await?;
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
     let log = LogFeed::begin(repository, options, &info).await?;
