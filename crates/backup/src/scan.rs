@@ -49,6 +49,7 @@ pub(crate) struct Scan {
     pub files: Vec<FileTask>,
     pub others: Vec<Other>,
     pub notes: Vec<String>,
+    pub version_directory: String,
 }
 
 impl Scan {
@@ -69,8 +70,10 @@ fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 /// Lists the data directory. `global/pg_control` is left out: it is read at the end.
-pub(crate) fn scan(data_directory: &Path) -> Result<Scan, BackupError> {
-    let mut scan = Scan::default();
+///
+/// `version_directory` is the cluster's own in each tablespace; what else is there belongs to other clusters.
+pub(crate) fn scan(data_directory: &Path, version_directory: &str) -> Result<Scan, BackupError> {
+    let mut scan = Scan { version_directory: version_directory.to_owned(), ..Scan::default() };
     let metadata = fs::metadata(data_directory)
         .map_err(|source| BackupError::DataDirectory { path: data_directory.to_owned(), source })?;
     scan.others.push(other(PGDATA.to_vec(), &metadata, None));
@@ -95,6 +98,9 @@ fn walk(folder: &Path, relative: &[u8], scan: &mut Scan) -> Result<(), BackupErr
         let entry = entry.map_err(read_error)?;
         let path = entry.path();
         let relative = join(relative, entry.file_name().as_bytes());
+        if path::is_of_other_release(&relative, &scan.version_directory) {
+            continue;
+        }
         let metadata = match fs::symlink_metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             metadata => metadata.map_err(|source| BackupError::Read { path: path.clone(), source })?,
@@ -188,5 +194,32 @@ fn link(path: &Path, relative: &[u8], metadata: &fs::Metadata, scan: &mut Scan) 
             Ok(())
         }
         Err(error) => Err(read_error(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_clusters_keep_in_a_tablespace_is_left_out() {
+        let data = tempfile::tempdir().unwrap();
+        let space = tempfile::tempdir().unwrap();
+        let make = |path: PathBuf| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, [1; PAGE_SIZE]).unwrap();
+        };
+        for name in ["base/5/1259", "global/pg_control", "holdfast.restore", "holdfast.prefetch/x"] {
+            make(data.path().join(name));
+        }
+        for name in ["PG_18_202506291/5/16402", "PG_15_202209061/5/16402", "PG_18_1/5/16402", "mine/16402"] {
+            make(space.path().join(name));
+        }
+        fs::create_dir(data.path().join("pg_tblspc")).unwrap();
+        std::os::unix::fs::symlink(space.path(), data.path().join("pg_tblspc/16400")).unwrap();
+        let scan = scan(data.path(), "PG_18_202506291").unwrap();
+        let mut names: Vec<_> = scan.files.iter().map(|task| String::from_utf8_lossy(&task.name)).collect();
+        names.sort();
+        assert_eq!(names, ["pgdata/base/5/1259", "pgdata/pg_tblspc/16400/PG_18_202506291/5/16402"]);
     }
 }

@@ -19,6 +19,9 @@ use crate::snapshot::BackupOptions;
 const OLDEST: u32 = 13;
 const NEWEST: u32 = 18;
 
+/// Where restores keep settings that were outside the data directory. A server may be told to read them there.
+const SET_ASIDE: &str = "holdfast.config";
+
 pub(crate) async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), BackupError> {
     let source_name = || options.source.clone();
     let query = |source| BackupError::Query { source_name: source_name(), source };
@@ -94,7 +97,9 @@ pub(crate) fn config_files(info: &ServerInfo, data_directory: &Path) -> Vec<Path
     let files = &info.files;
     let named = [&files.config_file, &files.hba_file, &files.ident_file].into_iter().flatten();
     let mut paths: Vec<PathBuf> = named.chain(files.loaded.iter().flatten()).map(PathBuf::from).collect();
-    paths.retain(|path| path.is_absolute() && !path.starts_with(data_directory));
+    // What a restore set aside in the data directory is left out there, so it counts as outside.
+    let is_inside = |path: &Path| path.starts_with(data_directory) && !path.starts_with(data_directory.join(SET_ASIDE));
+    paths.retain(|path| path.is_absolute() && !is_inside(path));
     paths.sort();
     paths.dedup();
     paths

@@ -12,6 +12,7 @@ use std::time::Duration;
 use holdfast_format::manifest::{DamagedPage, Manifest, MapRef, SnapshotKind, Summary};
 use holdfast_format::map::Map;
 use holdfast_format::unfinished::Part;
+use holdfast_pgformat::path::tablespace_version_directory;
 use holdfast_postgres::backup_api::{BackupSession, BackupStart, StartCheckpoint};
 use holdfast_postgres::client::Client;
 use holdfast_postgres::conninfo::ConnInfo;
@@ -189,7 +190,8 @@ impl Job<'_> {
         };
 
         let config = config_files(info, &self.data_directory);
-        let mut listed = scan(&self.data_directory)?;
+        let version_directory = tablespace_version_directory(info.version.0 / 10_000, info.catalog_version);
+        let mut listed = scan(&self.data_directory, &version_directory)?;
         add_config_files(&mut listed, &config);
         let mut incidents = Vec::new();
         if let Some(known) = &ground {

@@ -56,6 +56,11 @@ const SKIPPED: [&[u8]; 13] = [
     b"tablespace_map.old",
 ];
 
+/// What Holdfast's own restores leave at the top of a data directory: what was fetched ahead, what the settings outside
+/// were, how far a restore had come, what the server said when it was started. None of it is the cluster's, and the marker
+/// of a restore under way would make a later one take a whole cluster for half of one.
+const OURS: [&[u8]; 4] = [b"holdfast.config", b"holdfast.prefetch", b"holdfast.restore", b"holdfast.start.log"];
+
 /// Decides what happens to a path.
 ///
 /// PostgreSQL skips these names at any depth; here they are skipped only where the server puts them, so that a file
@@ -73,7 +78,7 @@ pub fn inclusion(path: &[u8], is_directory: bool) -> Inclusion {
         let kept = is_top || is_directory && EMPTIED_BELOW.contains(&path);
         return if kept { Inclusion::EmptyDirectory } else { Inclusion::Skip };
     }
-    if is_top && !is_directory && SKIPPED.contains(&path) {
+    if is_top && !is_directory && SKIPPED.contains(&path) || OURS.contains(&top) {
         return Inclusion::Skip;
     }
     if is_relation_cache(path) || is_foreign_to_tablespace(path) {
@@ -117,6 +122,13 @@ pub fn tablespace_version_directory(major: u32, catalog_version: u32) -> String 
     format!("PG_{major}_{catalog_version}")
 }
 
+/// Whether the path is in a tablespace, but not in the directory there that is this cluster's: of another release that
+/// shares the place, as after `pg_upgrade`, or of nobody's.
+pub fn is_of_other_release(path: &[u8], version_directory: &str) -> bool {
+    let mut parts = path.split(|byte| *byte == b'/').skip(2);
+    path.starts_with(b"pg_tblspc/") && parts.next().is_some_and(|part| part != version_directory.as_bytes())
+}
+
 /// The cache of the system catalogs' shape and its temporary versions (relcache.c, `RELCACHE_INIT_FILENAME`).
 /// A copy of a running server's may be stale, and the server makes it anew.
 fn is_relation_cache(path: &[u8]) -> bool {
@@ -157,6 +169,9 @@ mod tests {
             "pg_twophase/000002DB",
             "pg_xact/0000",
             "pg_walking",
+            // Settings of an operator who likes the name.
+            "holdfast.conf",
+            "my_extension/holdfast.restore",
         ] {
             assert_eq!(inclusion(path.as_bytes(), false), Inclusion::Copy, "{path}");
         }
@@ -184,14 +199,36 @@ mod tests {
             "pg_replslot/slot/state",
             "pg_stat_tmp/global.stat",
             "pg_tblspc/16400/lost+found",
+            "holdfast.restore",
+            "holdfast.start.log",
+            "holdfast.prefetch/000000010000000000000001",
+            "holdfast.config/etc/postgresql/15/main/postgresql.conf",
         ] {
             assert_eq!(inclusion(path.as_bytes(), false), Inclusion::Skip, "{path}");
         }
-        for path in ["pg_replslot/slot", "base/pgsql_tmp", "pg_tblspc/16400/PG_15_202209061/pgsql_tmp"] {
+        for path in [
+            "holdfast.prefetch",
+            "holdfast.config",
+            "pg_replslot/slot",
+            "base/pgsql_tmp",
+            "pg_tblspc/16400/PG_15_202209061/pgsql_tmp",
+        ] {
             assert_eq!(inclusion(path.as_bytes(), true), Inclusion::Skip, "{path}");
         }
         for path in ["pg_wal", "pg_wal/archive_status", "pg_wal/summaries", "pg_replslot", "pg_subtrans"] {
             assert_eq!(inclusion(path.as_bytes(), true), Inclusion::EmptyDirectory, "{path}");
+        }
+    }
+
+    #[test]
+    fn other_releases_in_a_tablespace_are_told_apart() {
+        let ours = tablespace_version_directory(18, 202_506_291);
+        for path in ["base/5/1259", "pg_tblspc/16400", "pg_tblspc/16400/PG_18_202506291/5/16402", "PG_VERSION"] {
+            assert!(!is_of_other_release(path.as_bytes(), &ours), "{path}");
+        }
+        for path in ["pg_tblspc/16400/PG_15_202209061", "pg_tblspc/16400/PG_18_202506290/5/16402", "pg_tblspc/16400/x"]
+        {
+            assert!(is_of_other_release(path.as_bytes(), &ours), "{path}");
         }
     }
 
