@@ -10,6 +10,10 @@ use bytes::Bytes;
 use holdfast_repository::{Names, Repository, RepositoryError, SealedLog};
 use holdfast_store::{Directory, Store as _, StoreError};
 
+/// All that a receiver puts into the spool. Whole segments before pieces: the pieces of a segment that is whole need not
+/// travel. Change maps last: what no map covers is read from the log.
+const FOLDERS: [&str; 4] = [Names::HISTORY, Names::WAL, Names::PIECES, Names::CHANGES];
+
 #[derive(Debug)]
 pub(crate) struct Spool {
     directory: Directory,
@@ -31,8 +35,7 @@ impl Spool {
 
     /// Moves up to `limit` objects to the repository; says whether the spool is empty now.
     pub(crate) async fn drain(&self, repository: &Repository, limit: usize) -> Result<bool, RepositoryError> {
-        // Whole segments before pieces: the pieces of a segment that is whole need not travel.
-        for folder in [Names::HISTORY, Names::WAL, Names::PIECES] {
+        for folder in FOLDERS {
             let listed = self.directory.list(folder, None, limit).await?;
             let is_partial = listed.len() == limit;
             for object in listed {
@@ -45,5 +48,60 @@ impl Spool {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_format::codec::Compressor;
+    use holdfast_repository::{Epoch, Lineage, LogRange, NewIdentity};
+    use holdfast_types::{Micros, Segment, SegmentSize, SystemId, Timeline};
+
+    use super::*;
+    use crate::segment::LogSealer;
+
+    /// One object of each kind that a receiver stores.
+    fn everything(epoch: &Epoch) -> Vec<SealedLog> {
+        let size = SegmentSize::DEFAULT;
+        let lineage = Lineage { system_id: SystemId::new(7), segment_size: size };
+        let segment = Segment::new(Timeline::FIRST, 1);
+        let (start, middle) = (segment.start(size), segment.start(size).advance(8));
+        let mut compressor = Compressor::new(1).unwrap();
+        let mut whole = LogSealer::segment(epoch, "chat", lineage, segment);
+        whole.push(&vec![0; size.get() as usize], &mut compressor);
+        let range = LogRange { start, end: middle };
+        let mut piece = LogSealer::piece(epoch, "chat", lineage, segment, range);
+        piece.push(&[0; 8], &mut compressor);
+        let map = holdfast_changes::ChangeMap::default().encode();
+        vec![
+            epoch.seal_history(Names::history("chat", lineage, Timeline::new(2)), b"1\t0/1000\tx\n").unwrap(),
+            whole.finish(&mut compressor).unwrap(),
+            piece.finish(&mut compressor).unwrap(),
+            epoch.seal_changes("chat", lineage, Timeline::FIRST, range, &map, &mut compressor).unwrap(),
+        ]
+    }
+
+    #[tokio::test]
+    async fn whatever_is_put_in_comes_out() {
+        let (root, place) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let recipients = vec![NewIdentity::generate(None).unwrap().recipient];
+        let repository =
+            Repository::init(Arc::new(Directory::new(root.path())), recipients, Micros::new(0)).await.unwrap();
+        let epoch = repository.begin_epoch().await.unwrap();
+        let spool = Spool::open(place.path()).unwrap();
+        let sealed = everything(&epoch);
+        for sealed in &sealed {
+            spool.put(sealed).await.unwrap();
+        }
+        // A few at a time, as when the repository is back for moments only.
+        let mut turns = 0;
+        while !spool.drain(&repository, 1).await.unwrap() {
+            turns += 1;
+            assert!(turns < 20, "the spool never gets empty");
+        }
+        assert!(spool.is_empty().await.unwrap(), "something stayed in the spool");
+        for SealedLog { name, bytes } in &sealed {
+            assert_eq!(repository.store().read(name).await.unwrap(), bytes, "{name}");
+        }
     }
 }
