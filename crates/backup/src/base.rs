@@ -146,22 +146,6 @@ impl Base {
         self.packs.extend(packs.iter().map(|pack| (pack.id, pack.bytes)));
     }
 
-    /// Whether one server, the same that is read now, made all pages of it: others have other hints in them.
-    pub(crate) async fn is_of_one_server(
-        &self,
-        keyring: &Keyring,
-        timeline: Timeline,
-        from_standby: bool,
-    ) -> Result<bool, BackupError> {
-        if from_standby {
-            return Ok(false);
-        }
-        let entries = keyring.repository().snapshots(&self.summary.source).await?;
-        let summaries = entries.into_iter().filter_map(|entry| entry.summary.ok());
-        let known: HashMap<_, _> = summaries.map(|summary| (summary.id.clone(), summary)).collect();
-        Ok(is_of_one_server(&self.summary, &known, timeline))
-    }
-
     /// A file's size and runs, and the number of the map whose frames they count.
     pub(crate) fn file(&self, path: &[u8]) -> Option<(u64, &[Run], u32)> {
         let (map, entry) = *self.entries.get(path)?;
@@ -219,29 +203,12 @@ fn united(parts: &[Part]) -> Option<Summary> {
     })
 }
 
-/// Follows the snapshots that this one was built on. What is not known any more may have been of any server.
-fn is_of_one_server(base: &Summary, known: &HashMap<SnapshotId, Summary>, timeline: Timeline) -> bool {
-    let mut base = base;
-    // Each was made before the one that builds on it, so there are no circles but in what was tampered with.
-    for _ in 0..=known.len() {
-        // Another timeline: whoever was promoted may have been another server.
-        if base.from_standby || base.timeline != timeline {
-            return false;
-        }
-        let Some(next) = &base.base else { return true };
-        let Some(next) = known.get(next) else { return false };
-        base = next;
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use holdfast_format::manifest::MapRef;
     use holdfast_types::{SegmentSize, SystemId};
 
     use super::*;
-    use crate::changes::tests::summary;
 
     fn part(timeline: u32, started_at: i64) -> Part {
         Part {
@@ -281,23 +248,5 @@ mod tests {
     #[test]
     fn timelines_are_not_mixed() {
         assert_eq!(chosen(&[(1, 10), (2, 20), (1, 30)], None), [(2, 20)]);
-    }
-
-    #[test]
-    fn pages_are_of_one_server_only_if_all_that_was_built_on_is() {
-        let first = summary(1, 0x100, 0x200);
-        let id = |digit: char| -> SnapshotId { format!("20261121T101500Z-0000000{digit}").parse().unwrap() };
-        let on = |digit: char, base: &Summary| Summary { id: id(digit), base: Some(base.id.clone()), ..first.clone() };
-        let second = on('2', &first);
-        let standby = Summary { from_standby: true, ..on('3', &second) };
-        let fourth = on('4', &standby);
-        let promoted = Summary { timeline: Timeline::new(2), ..on('5', &second) };
-        let all = [&first, &second, &standby, &fourth, &promoted];
-        let known: HashMap<_, _> = all.into_iter().map(|one| (one.id.clone(), one.clone())).collect();
-        let is = |base: &Summary, timeline| is_of_one_server(base, &known, Timeline::new(timeline));
-        assert!(is(&first, 1) && is(&second, 1));
-        assert!(!is(&standby, 1) && !is(&fourth, 1));
-        assert!(!is(&second, 2) && !is(&promoted, 2));
-        assert!(!is_of_one_server(&second, &HashMap::new(), Timeline::new(1)));
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Between {
     /// Each timeline's stretch.
     pub stretches: Vec<(Timeline, LogRange)>,
 }
+    /// Where the timeline of now began; `None` if nobody knows.
+    pub timeline_start: Option<Lsn>,
 
 /// What changed from the start of `base` to `end` on `timeline`; or why that cannot be known.
 pub(crate) async fn between(
@@ -44,6 +46,8 @@ pub(crate) async fn between(
     if let Some(why) = unfit(base, &history, end) {
         return Ok(Err(why));
     }
+    let is_first = timeline == Timeline::FIRST;
+    between.timeline_start = history.entries().last().map(|entry| entry.switch).or(is_first.then_some(Lsn::ZERO));
     let parents = history.entries().iter().map(|entry| (entry.timeline, entry.switch));
     let mut start = base.start_lsn;
     for (timeline, switch) in parents.chain([(timeline, end)]).skip_while(|(timeline, _)| *timeline != base.timeline) {

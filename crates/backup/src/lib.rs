@@ -19,6 +19,7 @@ mod receive;
 mod replay;
 mod scan;
 mod segment;
+mod relation_names;
 mod select;
 mod server;
 mod snapshot;

@@ -23,7 +23,7 @@ use holdfast_types::{ByteSize, Lsn, Micros, PackId, SnapshotId, Timeline};
 
 use crate::BackupError;
 use crate::assemble::{assemble, pack_sizes};
-use crate::audit::{Audit, Mismatch};
+use crate::audit::{Audit, strict_from};
 use crate::base::Base;
 use crate::changes::{self, Between};
 use crate::copy::RELSEG_BLOCKS;
@@ -322,30 +322,18 @@ impl Job<'_> {
     ) -> Result<Vec<String>, BackupError> {
         let Some(keyring) = self.keyring else { return Ok(Vec::new()) };
         self.progress.begin(Phase("auditing"), 0);
-        let turn = keyring.repository().snapshots(&self.options.source).await?.len() as u64;
-        let one_server = ground.base.is_of_one_server(keyring, timeline, self.info.in_recovery).await?;
-        let logs_hints = self.info.data_checksums && one_server;
-        let audit = Audit { keyring, base: &ground.base, start, logs_hints, turn };
-        let mut incidents = Vec::new();
-        let mismatches = match audit.run(&listed.files).await {
+        let known = keyring.repository().snapshots(&self.options.source).await?;
+        let known: Vec<Summary> = known.into_iter().filter_map(|entry| entry.summary.ok()).collect();
+        let (base, timeline_start) = (&ground.base.summary, ground.between.timeline_start);
+        let strict_from = strict_from(self.info.data_checksums, self.info.in_recovery, timeline_start, base, &known);
+        let chance = u64::from_le_bytes(random());
+        let audit = Audit { keyring, base: &ground.base, start, strict_from, chance };
+        match audit.run(&listed.files, self.options).await {
             Err(BackupError::Repository(error)) if error.is_damage() => {
-                let base = &ground.base.summary.id;
-                return Ok(vec![format!("what snapshot {base} needs is damaged: {error}")]);
+                Ok(vec![format!("what snapshot {} needs is damaged: {error}", base.id)])
             }
-            found => found?,
-        };
-        for Mismatch { name, page, why } in mismatches {
-            let relation = listed.files.iter().find(|task| task.name == name).and_then(|task| task.relation);
-            let relation = match relation {
-                Some(relation) => relation_name(self.options, relation).await,
-                None => None,
-            };
-            let relation = relation.map(|relation| format!(" ({relation})")).unwrap_or_default();
-            let base = &ground.base.summary.id;
-            let name = String::from_utf8_lossy(&name);
-            incidents.push(format!("page {page} of {name}{relation} is not what it was in snapshot {base}: {why}"));
+            incidents => incidents,
         }
-        Ok(incidents)
     }
 
     fn log(&self) -> Option<changes::Log<'_>> {

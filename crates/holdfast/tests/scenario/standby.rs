@@ -1,9 +1,9 @@
 //! Backups from a standby, and clusters whose settings lie elsewhere, as Debian keeps them.
 
-use holdfast_testkit::{PgVersion, Postgres, TempRoot, own, require, wait_until};
+use holdfast_testkit::{PgVersion, Postgres, PostgresBuilder, StopMode, TempRoot, own, require, wait_until};
 
 use crate::load::{Load, await_writes};
-use crate::site::{BOUND, Site};
+use crate::site::{BOUND, Site, lsn};
 
 #[test]
 fn a_backup_from_a_standby_15() {
@@ -29,7 +29,7 @@ fn a_backup_from_a_standby(version: &PgVersion) {
     let shown = site.run(&["show", "chat", &id, "--json"]).expect(0).json();
     assert_eq!(shown["snapshot"]["from_standby"], true, "{shown}");
     let end = primary.sql("select pg_current_wal_flush_lsn()");
-    wait_until(BOUND, "the log to be durable", || site.durable(1) >= crate::site::lsn(&end));
+    wait_until(BOUND, "the log to be durable", || site.durable(1) >= lsn(&end));
 
     let restored = site.restore("restored", &[]);
     assert_eq!(load.expect_loss_within(&restored.server, 0.0).lost, 0);
@@ -88,4 +88,64 @@ fn settings_outside_the_data_directory(version: &PgVersion) {
     restored.prove_clean();
     receiver.stop();
     site.verify();
+}
+
+fn await_replay(primary: &Postgres, standby: &Postgres) {
+    let end = lsn(&primary.sql("select pg_current_wal_flush_lsn()"));
+    let is_there = || standby.try_sql("select pg_last_wal_replay_lsn()").is_ok_and(|at| lsn(&at) >= end);
+    wait_until(BOUND, "the standby to catch up", is_there);
+}
+
+#[test]
+fn a_failover_is_no_incident_15() {
+    a_failover_is_no_incident(&require(15));
+}
+
+#[test]
+fn a_failover_is_no_incident_18() {
+    a_failover_is_no_incident(&require(18));
+}
+
+/// The standby has hints and numbers of sequences that the primary never had, in pages with the same position: no audit may
+/// take that for a change without a record.
+fn a_failover_is_no_incident(version: &PgVersion) {
+    let build = |builder: PostgresBuilder| builder.setting("autovacuum", "off").start();
+    let mut primary = build(Postgres::build(version));
+    let standby = build(Postgres::standby_of(&primary));
+    let site = Site::protecting(&primary);
+    let receiver = site.receive(&primary, &[]);
+    primary.sql(
+        "create table t as select i as id, repeat(md5(i::text), 5) as text from generate_series(1, 100000) i; \
+         create index on t (id); create sequence numbers; select nextval('numbers') from generate_series(1, 5)",
+    );
+    primary.sql("delete from t where id % 3 = 0; begin; delete from t where id % 3 = 1; rollback");
+    await_replay(&primary, &standby);
+    // Replay has made the pages dirty, so that what the readers note in them is written with them.
+    standby.sql(
+        "select count(text) from t; set enable_seqscan = off; select count(*) from t where id between 1 and 90000",
+    );
+    primary.sql("checkpoint");
+    await_replay(&primary, &standby);
+    standby.sql("checkpoint");
+    site.backup();
+    site.await_durable(&primary);
+    await_replay(&primary, &standby);
+    primary.stop(StopMode::Fast);
+    receiver.stop();
+    standby.sql("select pg_promote()");
+    let is_promoted = || standby.try_sql("select pg_is_in_recovery()").is_ok_and(|is| is == "f");
+    wait_until(BOUND, "the standby to be promoted", is_promoted);
+    site.follow(&standby);
+    let receiver = site.receive(&standby, &[]);
+    for round in 0..8 {
+        standby.sql("checkpoint");
+        let run = site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"]);
+        let report = run.expect(0).json();
+        assert_eq!(report["snapshot"]["kind"], "incremental", "round {round}: {report:#}");
+    }
+    site.await_durable(&standby);
+    let restored = site.restore("restored", &[]);
+    assert_eq!(restored.server.sql("select count(*) from t"), standby.sql("select count(*) from t"));
+    restored.prove_clean();
+    receiver.stop();
 }
