@@ -73,6 +73,16 @@ pub enum BackupError {
     )]
     NoStandby { here: Timeline, log: Timeline },
 
+    #[error("{} is not the data directory of the server at {server}: {difference}", .path.display())]
+    OtherServer { path: PathBuf, server: String, difference: String },
+
+    #[error("could not find out whose data directory this is from the server at {server}")]
+    Identity {
+        server: String,
+        #[source]
+        source: QueryError,
+    },
+
     #[error("{} is not what a data directory may contain: {problem}", .path.display())]
     Layout { path: PathBuf, problem: String },
 

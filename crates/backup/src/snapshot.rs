@@ -30,6 +30,7 @@ use crate::copy::RELSEG_BLOCKS;
 use crate::feed::LogFeed;
 use crate::fragmentation;
 use crate::impact::{Impact, Probe};
+use crate::identity::prove_local;
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
@@ -185,6 +186,7 @@ impl Job<'_> {
         tracing::info!(snapshot = %id, lsn = %start.lsn, "the backup began");
         let timeline = start.timeline.unwrap_or(info.timeline);
         let mut ground = match base {
+        prove_local(&self.data_directory, session.client()).await?;
             Some(base) => self.find_changes(base, log, timeline, start.lsn, &mut notes).await?,
             None => None,
         };
@@ -228,6 +230,7 @@ impl Job<'_> {
         let pg_control = read_control_file(&self.data_directory).await?;
         let stop = session.stop().await.map_err(BackupError::Api)?;
         if stop.timeline != stop.start_timeline || stop.start_timeline != timeline {
+        prove_local(&self.data_directory, session.client()).await?;
             // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
             return Err(BackupError::TimelineChanged);
         }

@@ -111,6 +111,8 @@ pub struct ControlFile {
     pub catalog_version: u32,
     /// What the cluster was doing.
     pub state: ClusterState,
+    /// When the file was written, to the second.
+    pub modified: Micros,
     /// Where the last checkpoint record begins.
     pub checkpoint: Lsn,
     /// Where replay from that checkpoint begins.
@@ -228,6 +230,7 @@ struct Fields {
     system_id: u64,
     versions: [u32; 2],
     state: u32,
+    modified: i64,
     checkpoint: Lsn,
     redo: Lsn,
     timelines: [u32; 2],
@@ -251,6 +254,7 @@ impl Fields {
             system_id: at(0).u64()?,
             versions: [at(8).u32()?, at(12).u32()?],
             state: at(16).u32()?,
+            modified: at(24).i64()?,
             checkpoint: at(CHECKPOINT_AT).lsn()?,
             // The copy of the checkpoint record is 88 bytes from 40 on.
             redo: at(40).lsn()?,
@@ -290,6 +294,7 @@ impl TryFrom<Fields> for ControlFile {
             pg_control_version,
             catalog_version,
             state: ClusterState::from_number(fields.state).ok_or(invalid("the cluster state", fields.state))?,
+            modified: Micros::new(fields.modified.saturating_mul(1_000_000)),
             checkpoint: fields.checkpoint,
             redo: fields.redo,
             timeline,

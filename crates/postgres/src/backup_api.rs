@@ -181,6 +181,11 @@ impl BackupSession {
         }
     }
 
+    /// The session itself, for questions that must go to the server that holds the backup and no other.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
     /// Ends the backup. Its log must reach to [`BackupStop::lsn`] before it counts as one.
     pub async fn stop(mut self) -> Result<BackupStop, BackupError> {
         let (server, lsn) = (self.client.server().to_owned(), self.lsn);

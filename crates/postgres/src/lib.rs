@@ -9,6 +9,7 @@
 //! * [`replication`]: slots and the stream of WAL.
 //! * [`backup_api`]: one online backup, from start to stop, on one held session.
 //! * [`server`]: what a server is and what our role may do there.
+//! * [`control`]: what a server reads in its own `pg_control`.
 //! * [`cluster`]: starting, stopping and configuring a local data directory.
 //!
 //! *Retries*: nothing here retries. Every error answers `is_retryable()`, and the caller, who knows what is at stake,
@@ -18,6 +19,7 @@ pub mod backup_api;
 pub mod client;
 pub mod cluster;
 pub mod conninfo;
+pub mod control;
 pub mod replication;
 pub mod server;
 

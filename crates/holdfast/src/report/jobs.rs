@@ -61,6 +61,11 @@ fn backup(error: &BackupError) -> Option<Verdict> {
             "It was promoted, or runs by itself, and its log is not received. Let `connection` in [source.NAME] lead to \
              the server that serves now, and start the receiver with it.",
         ),
+        BackupError::OtherServer { .. } => verdict(
+            Exit::Usage,
+            "`connection` leads to another server of the same cluster, as after a failover or with several hosts. Run this \
+             where that server is, or name the server of this machine, best by its socket's directory: `host=/run/postgresql`.",
+        ),
         BackupError::LogMissing { .. } => verdict(
             Exit::Failed,
             "Is `holdfast wal receive` running and connected? `holdfast check` shows how far the log is.",

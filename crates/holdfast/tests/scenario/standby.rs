@@ -90,6 +90,37 @@ fn settings_outside_the_data_directory(version: &PgVersion) {
     site.verify();
 }
 
+#[test]
+fn the_files_of_another_server_are_refused_15() {
+    the_files_of_another_server_are_refused(&require(15));
+}
+
+#[test]
+fn the_files_of_another_server_are_refused_18() {
+    the_files_of_another_server_are_refused(&require(18));
+}
+
+/// Two servers of one cluster: the connection leads to one, the directory is the other's, as after a failover where the
+/// address has moved and the machine has not.
+fn the_files_of_another_server_are_refused(version: &PgVersion) {
+    let primary = Postgres::build(version).start();
+    primary.sql("create table t as select generate_series(1, 1000) as id");
+    let standby = Postgres::standby_of(&primary).start();
+    for (asked, other) in [(&primary, &standby), (&standby, &primary)] {
+        let site = Site::with(asked, |_| format!("data_directory = \"{}\"\n", other.data_directory().display()));
+        let mut receiver = site.start(&["wal", "receive", "chat", "--create-slot", "--json"]);
+        site.await_streaming(asked, &mut receiver);
+        let refused =
+            site.run(&["backup", "chat", "--fast"]).expect(2).says("is not the data directory of the server at");
+        refused.says("leads to another server of the same cluster");
+        site.run(&["check", "chat"]).expect(1).says("is not the data directory of the server at");
+        let own = Site::protecting(asked);
+        let checked = own.run(&["check", "chat"]);
+        assert!(checked.stdout.contains("is readable and the server's"), "{checked:#?}");
+        receiver.stop();
+    }
+}
+
 fn await_replay(primary: &Postgres, standby: &Postgres) {
     let end = lsn(&primary.sql("select pg_current_wal_flush_lsn()"));
     let is_there = || standby.try_sql("select pg_last_wal_replay_lsn()").is_ok_and(|at| lsn(&at) >= end);

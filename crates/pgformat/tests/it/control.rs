@@ -71,6 +71,8 @@ fn agrees_with_pg_controldata() {
     assert!(control.checksums_enabled());
     let time = crate::oracle::day_of_month_time(printed(&text)["Time of latest checkpoint"]);
     assert_eq!(control.checkpoint_time, Micros::new(time));
+    let time = crate::oracle::day_of_month_time(printed(&text)["pg_control last modified"]);
+    assert_eq!(control.modified, Micros::new(time));
 }
 
 /// The layout of another version, with the CRC where that version has it.

@@ -4,6 +4,7 @@ mod log;
 
 use std::path::{Path, PathBuf};
 
+use holdfast_backup::prove_local;
 use holdfast_pgformat::control::ControlFile;
 use holdfast_postgres::replication::WalStatus;
 use holdfast_postgres::{Client, ConnInfo, Purpose, ServerInfo, SlotState, check_rights};
@@ -37,7 +38,7 @@ pub(super) async fn check(source: &Source, repository: Option<&Repository>, chec
     replication(source, &info, checklist).await;
     settings(name, &info, checklist);
     match &source.backup.connection {
-        None => checklist.add(data_directory(source, &info)),
+        None => checklist.add(data_directory(source, &info, &mut client).await),
         Some(standby) => check_standby(source, standby, &mut client, &info, checklist).await,
     }
     slot(source, &mut client, &info, checklist).await;
@@ -144,7 +145,7 @@ fn settings(name: &str, info: &ServerInfo, checklist: &mut Checklist) {
     }
 }
 
-fn data_directory(source: &Source, info: &ServerInfo) -> Entry {
+async fn data_directory(source: &Source, info: &ServerInfo, client: &mut Client) -> Entry {
     const WHAT: &str = "data directory";
     let name = source.name.as_str();
     let named = source.data_directory.clone().or_else(|| info.files.data_directory.as_ref().map(PathBuf::from));
@@ -165,7 +166,10 @@ fn data_directory(source: &Source, info: &ServerInfo) -> Entry {
             format!("{shown} belongs to cluster {}, the server to {}", control.system_id, info.system_id),
             "`connection` and `data_directory` must be of the same cluster.",
         ),
-        Ok(_) => Entry::ok(name, WHAT, format!("{shown} is readable and the server's")),
+        Ok(_) => match prove_local(&path, client).await {
+            Ok(()) => Entry::ok(name, WHAT, format!("{shown} is readable and the server's")),
+            Err(error) => Entry::error(name, WHAT, &error),
+        },
     }
 }
 
