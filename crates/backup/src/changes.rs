@@ -9,6 +9,7 @@ use holdfast_repository::{Epoch, Keyring, Lineage, LogRange, RepositoryError, Se
 use holdfast_types::{Lsn, Segment, Timeline};
 
 use crate::BackupError;
+use crate::joints;
 
 /// Which log to look at.
 #[derive(Clone, Copy, Debug)]
@@ -27,9 +28,9 @@ pub(crate) struct Between {
     pub parts: Vec<(Timeline, StoredChanges)>,
     /// Each timeline's stretch.
     pub stretches: Vec<(Timeline, LogRange)>,
-}
     /// Where the timeline of now began; `None` if nobody knows.
     pub timeline_start: Option<Lsn>,
+}
 
 /// What changed from the start of `base` to `end` on `timeline`; or why that cannot be known.
 pub(crate) async fn between(
@@ -48,10 +49,21 @@ pub(crate) async fn between(
     }
     let is_first = timeline == Timeline::FIRST;
     between.timeline_start = history.entries().last().map(|entry| entry.switch).or(is_first.then_some(Lsn::ZERO));
+    // As far as the timeline of the base is followed.
+    let base_end = history.switch_point(base.timeline).unwrap_or(end).min(end);
+    if let Err(why) = joints::check(log, base.timeline, base.stop_lsn, base_end).await? {
+        return Ok(Err(why));
+    }
+    let mut before = None;
     let parents = history.entries().iter().map(|entry| (entry.timeline, entry.switch));
     let mut start = base.start_lsn;
     for (timeline, switch) in parents.chain([(timeline, end)]).skip_while(|(timeline, _)| *timeline != base.timeline) {
         let range = LogRange { start, end: switch.min(end).max(start) };
+        if let Some(parent) = before.replace(timeline)
+            && let Err(why) = joints::check_switch(log, (parent, timeline), start).await?
+        {
+            return Ok(Err(why));
+        }
         if let Err(why) = cover(log, timeline, range, &mut between).await? {
             return Ok(Err(why));
         }
@@ -100,24 +112,36 @@ async fn cover(
 ) -> Result<Result<(), String>, BackupError> {
     let stored = log.keyring.repository().change_maps(log.source, log.lineage, timeline).await?;
     let mut position = range.start;
+    // Where the map that was taken last ended: one that begins there was made in the same go, by one receiver.
+    let mut map_end = None;
     while position < range.end {
         let reaching = stored.iter().filter(|stored| stored.range.start <= position && stored.range.end > position);
         let best = reaching.max_by_key(|stored| stored.range.end);
         // A map that begins earlier names pages that changed earlier: where the log itself is quickly read, that is better.
         if let Some(best) = best.filter(|best| best.range.start < range.start) {
             let end = best.range.end.min(range.end);
-            if end.bytes_since(position) <= LOG_PER_MAP
-                && decode(log, timeline, LogRange { start: position, end }, &mut between.map).await?.is_ok()
-            {
-                position = end;
-                continue;
+            if end.bytes_since(position) <= LOG_PER_MAP {
+                match decode(log, timeline, LogRange { start: position, end }, &mut between.map).await? {
+                    Ok(()) => {
+                        (position, map_end) = (end, None);
+                        continue;
+                    }
+                    Err(Undecoded::Missing(_)) => {}
+                    // What is there is not one log: the map may be of a part of it, or of none.
+                    Err(Undecoded::Broken(why)) => return Ok(Err(why)),
+                }
             }
         }
         if let Some(best) = best
             && let Some(map) = read(log.keyring, best).await?
         {
+            let is_one_go = best.range.start == position && (map_end == Some(position) || position == range.start);
+            if !is_one_go && let Err(why) = joints::check(log, timeline, position, range.end).await? {
+                return Ok(Err(why));
+            }
             between.map.merge(&map);
             position = best.range.end;
+            map_end = Some(position);
             if best.range.start >= range.start && best.range.end <= range.end {
                 between.parts.push((timeline, best.clone()));
             }
@@ -125,10 +149,17 @@ async fn cover(
         }
         let next = stored.iter().map(|stored| stored.range.start).filter(|start| *start > position).min();
         let end = next.map_or(range.end, |next| next.min(range.end));
-        if let Err(why) = decode(log, timeline, LogRange { start: position, end }, &mut between.map).await? {
+        // Where the base began needs no proof beside that of where it ended.
+        if position > range.start
+            && let Err(why) = joints::check(log, timeline, position, range.end).await?
+        {
             return Ok(Err(why));
         }
-        position = end;
+        let decoded = decode(log, timeline, LogRange { start: position, end }, &mut between.map).await?;
+        if let Err(Undecoded::Missing(why) | Undecoded::Broken(why)) = decoded {
+            return Ok(Err(why));
+        }
+        (position, map_end) = (end, None);
     }
     Ok(Ok(()))
 }
@@ -149,21 +180,28 @@ async fn read(keyring: &Keyring, stored: &StoredChanges) -> Result<Option<Change
     Ok(None)
 }
 
+/// Why log could not be read as far as was wanted.
+enum Undecoded {
+    Missing(String),
+    Broken(String),
+}
+
 /// Reads the log itself. All positions are those of records.
 async fn decode(
     log: &Log<'_>,
     timeline: Timeline,
     range: LogRange,
     map: &mut ChangeMap,
-) -> Result<Result<(), String>, BackupError> {
+) -> Result<Result<(), Undecoded>, BackupError> {
     let size = log.lineage.segment_size;
     let mut segment = Segment::containing(timeline, range.start, size);
     let mut decoder = match WalDecoder::new(log.major, size, segment.start(size)) {
         Ok(decoder) => decoder.for_system(log.lineage.system_id),
-        Err(error) => return Ok(Err(format!("the log cannot be decoded: {error}"))),
+        Err(error) => return Ok(Err(Undecoded::Broken(format!("the log cannot be decoded: {error}")))),
     };
     while segment.start(size) < range.end {
-        let missing = |at: Lsn| Ok(Err(format!("the log of timeline {timeline} is missing from {at}")));
+        let missing =
+            |at: Lsn| Ok(Err(Undecoded::Missing(format!("the log of timeline {timeline} is missing from {at}"))));
         let Some(bytes) = log.keyring.segment(log.source, log.lineage, segment).await? else {
             return missing(segment.start(size).max(range.start));
         };
@@ -174,7 +212,8 @@ async fn decode(
         });
         let held = segment.start(size).advance(bytes.len() as u64);
         if let Err(error) = decoded {
-            return Ok(Err(format!("the log of timeline {timeline} cannot be decoded: {error}")));
+            let why = format!("the log of timeline {timeline} cannot be decoded: {error}");
+            return Ok(Err(Undecoded::Broken(why)));
         }
         if held < segment.end(size) && held < range.end {
             return missing(held);

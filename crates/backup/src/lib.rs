@@ -13,7 +13,7 @@ mod feed;
 mod fragmentation;
 mod identity;
 mod impact;
-mod pages;
+mod joints;
 mod packs;
 mod push;
 mod receive;

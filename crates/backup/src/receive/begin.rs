@@ -24,11 +24,12 @@ impl Receiver<'_> {
         let source_name = || self.options.source.clone();
         let connect = |source| ReceiveError::Connect { source_name: source_name(), source };
         let replication = |source| ReceiveError::Replication { source_name: source_name(), source };
-        let info = {
+        let (info, asked) = {
             let mut sql = Client::connect(&self.options.connection, Purpose::Sql).await.map_err(connect)?;
             let info = ServerInfo::read(&mut sql).await;
+            let asked = sql.server().to_owned();
             sql.close().await;
-            info.map_err(|source| ReceiveError::Query { source_name: source_name(), source })?
+            (info.map_err(|source| ReceiveError::Query { source_name: source_name(), source })?, asked)
         };
         let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
         // The name by which `synchronous_standby_names` knows us.
@@ -59,8 +60,12 @@ impl Receiver<'_> {
             }
         };
         if position.timeline == identity.timeline && identity.xlogpos < position.written {
-            // A standby that has not caught up yet, or a server that was set back.
             let (timeline, server_end, durable) = (position.timeline, identity.xlogpos, position.written);
+            if is_primary(&client, &info, &asked) {
+                // It sent that log, and has lost it: what it writes at these positions now is another history.
+                return Err(ReceiveError::ServerSetBack { timeline, server_end, durable });
+            }
+            // A standby that has not caught up yet.
             return Err(ReceiveError::ServerBehind { timeline, server_end, durable });
         }
         Ok(Begin { client, lineage, major: info.major(), slot, position, server_end: identity.xlogpos })
@@ -150,6 +155,15 @@ impl Receiver<'_> {
                 Ok(None)
             }
         }
+    }
+}
+
+/// Whether the server at the other end of this connection is a primary; with several hosts each connection may lead to
+/// another one. Versions before 14 do not tell on connections like this one.
+fn is_primary(client: &Client, info: &ServerInfo, asked: &str) -> bool {
+    match client.parameter("in_hot_standby") {
+        Some(told) => told == "off",
+        None => !info.in_recovery && client.server() == asked,
     }
 }
 

@@ -44,6 +44,12 @@ pub enum ReceiveError {
     #[error("the server's log ends at {server_end}, before {durable}, which the repository has of timeline {timeline}")]
     ServerBehind { timeline: Timeline, server_end: Lsn, durable: Lsn },
 
+    #[error(
+        "the server was set back: its log ends at {server_end}, before {durable}, which the repository has of timeline \
+         {timeline}, and it is no standby that could catch up"
+    )]
+    ServerSetBack { timeline: Timeline, server_end: Lsn, durable: Lsn },
+
     #[error("the log was expected to go on at {expected}, the server sent {found}")]
     Discontinuous { expected: Lsn, found: Lsn },
 
@@ -88,6 +94,7 @@ impl ReceiveError {
             Self::SlotMissing { .. }
             | Self::SlotLogical { .. }
             | Self::OtherCluster { .. }
+            | Self::ServerSetBack { .. }
             | Self::Spool { .. }
             | Self::Level(_) => false,
         }

@@ -103,10 +103,12 @@ fn receive(error: &ReceiveError) -> Option<Verdict> {
             Exit::Failed,
             "`connection` in the configuration leads to another cluster than before; start this again if that is meant.",
         ),
-        ReceiveError::ServerBehind { .. } => verdict(
+        ReceiveError::ServerBehind { .. } => verdict(Exit::Failed, "The server is a standby that has yet to catch up."),
+        ReceiveError::ServerSetBack { .. } => verdict(
             Exit::Failed,
-            "The server was set back, or is a standby that has yet to catch up. After a restore it must be promoted to \
-             a new timeline.",
+            "What it has written since is another history at the same positions, and cannot be stored beside the first. Give \
+             it a timeline of its own: stop it, create `standby.signal` in its data directory, start it, run `SELECT \
+             pg_promote()`, start this again, and take a full backup. Nothing that is in the repository is lost.",
         ),
         ReceiveError::Level(_) => plain(Exit::Usage),
         _ => return None,

@@ -16,6 +16,7 @@ mod chance;
 mod changes;
 mod damage;
 mod delta;
+mod histories;
 mod impact;
 mod incremental;
 mod kills;

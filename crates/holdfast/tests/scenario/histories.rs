@@ -1,0 +1,69 @@
+//! Log of two histories at the same positions.
+
+use std::path::Path;
+use std::process::Command;
+
+use holdfast_testkit::{Postgres, StopMode, default_version};
+use serde_json::Value;
+
+use crate::run::Run;
+use crate::site::{Site, lsn};
+
+fn incremental(site: &Site) -> Run {
+    site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"])
+}
+
+fn copy(from: &Path, to: &Path) {
+    if to.exists() {
+        std::fs::remove_dir_all(to).expect("it is ours");
+    }
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.expect("cp can be run").success());
+}
+
+/// A volume is taken back to an earlier state: the server goes on from there on the same timeline, and writes other log at
+/// positions that the repository has log of.
+#[test]
+fn a_server_that_was_set_back_is_not_believed() {
+    let mut server = Postgres::build(&default_version()).setting("autovacuum", "off").start();
+    let site = Site::protecting(&server);
+    let receiver = site.receive(&server, &[]);
+    server.sql("create table t as select i as id, repeat(md5(i::text), 5) as text from generate_series(1, 5000) i");
+    site.backup();
+    site.await_durable(&server);
+    server.stop(StopMode::Fast);
+    let volume = site.path("volume");
+    copy(server.data_directory(), &volume);
+    server.start();
+    receiver.stop();
+    let receiver = site.receive(&server, &[]);
+    server.sql("update t set text = md5(text) where id < 500");
+    assert_eq!(incremental(&site).expect(0).json()["snapshot"]["kind"], "incremental");
+    server.sql("update t set text = md5(text) where id > 4500");
+    site.await_durable(&server);
+    receiver.stop();
+    server.stop(StopMode::Fast);
+    let had = site.durable(1);
+
+    copy(&volume, server.data_directory());
+    server.start();
+    site.run(&["wal", "receive", "chat"]).expect(1).says("the server was set back").says("pg_promote");
+    let mut number = 0;
+    while lsn(&server.sql("select pg_current_wal_flush_lsn()")) <= had + (1 << 16) {
+        number += 1;
+        server.sql(&format!("update t set text = 'another history' || id where id % 50 = {}", number % 50));
+    }
+    // Nobody saw it being behind.
+    let receiver = site.receive(&server, &[]);
+    server.sql("update t set text = 'the end' where id = 1");
+    site.await_durable(&server);
+    let report = incremental(&site).expect(0).json();
+    assert_eq!(
+        (&report["snapshot"]["kind"], &report["snapshot"]["base"]),
+        (&Value::from("full"), &Value::Null),
+        "{report:#}"
+    );
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("it is not known what changed: the log of timeline 1"), "{notes}");
+    receiver.stop();
+}
