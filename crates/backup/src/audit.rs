@@ -156,7 +156,7 @@ impl Audit<'_> {
             }
         }
         let mut names = RelationNames::new(options);
-        let base = &self.base.manifest.summary.id;
+        let base = &self.base.summary.id;
         let mut incidents = Vec::new();
         for Mismatch { name, relation, page, why } in found.iter().take(NAMED) {
             let (name, relation) = (String::from_utf8_lossy(name), names.suffix(*relation).await);
@@ -319,7 +319,9 @@ mod tests {
             seen.sort_unstable();
             seen.dedup();
             assert_eq!(seen.len(), 3, "regions are chosen without repetition");
-            seen.into_iter().for_each(|region| hits[region as usize] += 1);
+            for region in seen {
+                hits[region as usize] += 1;
+            }
         }
         let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
         assert!(*least >= 5 && *most <= 60, "between {least} and {most} looks at a region");

@@ -8,7 +8,7 @@ use holdfast_format::unfinished::Part;
 use holdfast_pgformat::{ControlFile, TimelineHistory};
 use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::Keyring;
-use holdfast_types::{Lsn, Micros, PackId, SnapshotId, Timeline};
+use holdfast_types::{Lsn, Micros, PackId};
 
 use crate::BackupError;
 use crate::changes;
@@ -157,10 +157,20 @@ impl Base {
         Some((*size, runs, map))
     }
 
+    /// Every file with its size, in no order.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        self.entries.keys().filter_map(|path| Some((path.as_slice(), self.file(path)?.0)))
+    }
+
     pub(crate) fn frame(&self, (map, frame): BaseFrame) -> Option<(PackRef, FrameRef)> {
         let map = self.maps.get(map as usize)?;
         let frame = *map.frames.get(frame as usize)?;
         Some((*map.packs.get(frame.pack as usize)?, frame))
+    }
+
+    /// Every pack that its maps refer to.
+    pub(crate) fn packs(&self) -> Vec<PackSize> {
+        self.packs.iter().map(|(id, bytes)| PackSize { id: *id, bytes: *bytes }).collect()
     }
 
     pub(crate) fn pack_bytes(&self, pack: PackId) -> Option<u64> {
@@ -206,7 +216,7 @@ fn united(parts: &[Part]) -> Option<Summary> {
 #[cfg(test)]
 mod tests {
     use holdfast_format::manifest::MapRef;
-    use holdfast_types::{SegmentSize, SystemId};
+    use holdfast_types::{SegmentSize, SnapshotId, SystemId, Timeline};
 
     use super::*;
 

@@ -9,6 +9,7 @@ use holdfast_repository::{Epoch, Keyring, Lineage, LogRange, RepositoryError, Se
 use holdfast_types::{Lsn, Segment, Timeline};
 
 use crate::BackupError;
+use crate::base::Base;
 use crate::joints;
 
 /// Which log to look at.
@@ -35,11 +36,12 @@ pub(crate) struct Between {
 /// What changed from the start of `base` to `end` on `timeline`; or why that cannot be known.
 pub(crate) async fn between(
     log: &Log<'_>,
-    base: &Summary,
+    base: &Base,
     timeline: Timeline,
     end: Lsn,
 ) -> Result<Result<Between, String>, BackupError> {
     let mut between = Between::default();
+    let Base { summary: base, is_unfinished, .. } = base;
     let history = match history(log, timeline).await? {
         Ok(history) => history,
         Err(why) => return Ok(Err(why)),
@@ -51,7 +53,8 @@ pub(crate) async fn between(
     between.timeline_start = history.entries().last().map(|entry| entry.switch).or(is_first.then_some(Lsn::ZERO));
     // As far as the timeline of the base is followed.
     let base_end = history.switch_point(base.timeline).unwrap_or(end).min(end);
-    if let Err(why) = joints::check(log, base.timeline, base.stop_lsn, base_end).await? {
+    // How far the server was when a backup was interrupted need not be where a record ends.
+    if !is_unfinished && let Err(why) = joints::check(log, base.timeline, base.stop_lsn, base_end).await? {
         return Ok(Err(why));
     }
     let mut before = None;
@@ -178,6 +181,19 @@ async fn read(keyring: &Keyring, stored: &StoredChanges) -> Result<Option<Change
     };
     tracing::warn!(map = %stored.name, problem, "a change map is not used; the log is read instead");
     Ok(None)
+}
+
+/// What changed in a stretch of log for which no change map can be there yet; or why that cannot be known.
+pub(crate) async fn since(
+    log: &Log<'_>,
+    timeline: Timeline,
+    range: LogRange,
+) -> Result<Result<ChangeMap, String>, BackupError> {
+    let mut map = ChangeMap::default();
+    Ok(match decode(log, timeline, range, &mut map).await? {
+        Ok(()) => Ok(map),
+        Err(Undecoded::Missing(why) | Undecoded::Broken(why)) => Err(why),
+    })
 }
 
 /// Why log could not be read as far as was wanted.

@@ -136,7 +136,9 @@ mod tests {
 
     fn joint(parts: &[&[u8]], start: Lsn, size: SegmentSize, at: Lsn) -> (bool, bool) {
         let mut joint = Joint::new(WalDecoder::new(15, size, start).unwrap(), at);
-        parts.iter().for_each(|part| joint.feed(part));
+        for part in parts {
+            joint.feed(part);
+        }
         (joint.is_there, joint.has_more)
     }
 

@@ -22,9 +22,13 @@ pub(crate) struct PackCheck {
 
 impl PackCheck {
     pub(crate) fn begin(repository: &Repository, base: &Base) -> Self {
-        let (repository, packs) = (repository.clone(), base.manifest.packs.clone());
+        let (repository, packs) = (repository.clone(), base.packs());
         let task = tokio::spawn(async move { repository.missing_packs(&packs).await });
-        Self { base: base.manifest.summary.id.clone(), task }
+        Self { base: base.summary.id.clone(), task }
+    }
+
+    pub(crate) fn is_of(&self, base: &Base) -> bool {
+        self.base == base.summary.id
     }
 
     /// What is not there, one sentence each.

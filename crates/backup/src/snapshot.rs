@@ -16,8 +16,9 @@ use holdfast_pgformat::path::tablespace_version_directory;
 use holdfast_postgres::backup_api::{BackupSession, BackupStart, StartCheckpoint};
 use holdfast_postgres::client::Client;
 use holdfast_postgres::conninfo::ConnInfo;
+use holdfast_postgres::control::log_position;
 use holdfast_postgres::server::ServerInfo;
-use holdfast_repository::{Epoch, Keyring, Lineage, Repository, random};
+use holdfast_repository::{Epoch, Keyring, Lineage, LogRange, Repository, random};
 use holdfast_runtime::{Cancel, Phase, Progress};
 use holdfast_types::{ByteSize, Lsn, Micros, PackId, SnapshotId, Timeline};
 
@@ -29,16 +30,17 @@ use crate::changes::{self, Between};
 use crate::copy::RELSEG_BLOCKS;
 use crate::feed::LogFeed;
 use crate::fragmentation;
-use crate::impact::{Impact, Probe};
 use crate::identity::prove_local;
+use crate::impact::{Impact, Probe};
+use crate::packs::PackCheck;
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
-use crate::packs::PackCheck;
     add_config_files, config_files, connect, find_data_directory, owner, parameters, read_control_file, relation_name,
     tablespaces,
 };
 use crate::upstream;
+use crate::vanished::{self, Inquiry};
 use crate::window::Windows;
 use crate::worker::Output;
 
@@ -166,11 +168,11 @@ impl Job<'_> {
         let id = SnapshotId::new(&stamp(info.now), random()).map_err(|_| BackupError::Worker)?;
         let mut notes = Vec::new();
         let base = self.find_base(&mut notes).await?;
+        let packs = base.as_ref().map(|base| PackCheck::begin(epoch.repository(), base));
         let mut probe = match &options.impact.latency {
             Some(limit) => Some(Probe::begin(&options.connection, limit, info.in_recovery, &options.source).await?),
             None => None,
         };
-        let packs = base.as_ref().map(|base| PackCheck::begin(epoch.repository(), base));
         progress.begin(Phase("waiting for the checkpoint"), 0);
         if options.checkpoint == StartCheckpoint::Spread
             && let Some(wait) = spread_checkpoint(info)
@@ -184,9 +186,9 @@ impl Job<'_> {
         };
         let (mut session, start) = start.map_err(BackupError::Api)?;
         tracing::info!(snapshot = %id, lsn = %start.lsn, "the backup began");
+        prove_local(&self.data_directory, session.client()).await?;
         let timeline = start.timeline.unwrap_or(info.timeline);
         let mut ground = match base {
-        prove_local(&self.data_directory, session.client()).await?;
             Some(base) => self.find_changes(base, log, timeline, start.lsn, &mut notes).await?,
             None => None,
         };
@@ -198,10 +200,12 @@ impl Job<'_> {
         let mut incidents = Vec::new();
         if let Some(known) = &ground {
             choose_pages(&mut listed, known);
-            if let Some(packs) = packs {
-                incidents.extend(packs.incidents().await?);
-            }
-            incidents.extend(self.audit(known, &listed, (timeline, start.lsn)).await?);
+            // An older base than the one that was found first may have been chosen since.
+            let packs = packs.filter(|packs| packs.is_of(&known.base));
+            let packs = packs.unwrap_or_else(|| PackCheck::begin(epoch.repository(), &known.base));
+            incidents.extend(packs.incidents().await?);
+            incidents.extend(self.vanished(known, &listed, log, (timeline, start.lsn), &mut session).await?);
+            incidents.extend(self.audit(known, &listed, start.lsn).await?);
             if !incidents.is_empty() {
                 notes.push("everything was read, because what changed is not what the log says".to_owned());
                 listed.files.iter_mut().for_each(|task| task.reading = Reading::Whole);
@@ -227,10 +231,10 @@ impl Job<'_> {
         notes.extend(probe.and_then(|probe| probe.seen.note(probe.limit())));
 
         progress.begin(Phase("ending the backup"), 0);
+        prove_local(&self.data_directory, session.client()).await?;
         let pg_control = read_control_file(&self.data_directory).await?;
         let stop = session.stop().await.map_err(BackupError::Api)?;
         if stop.timeline != stop.start_timeline || stop.start_timeline != timeline {
-        prove_local(&self.data_directory, session.client()).await?;
             // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
             return Err(BackupError::TimelineChanged);
         }
@@ -317,12 +321,7 @@ impl Job<'_> {
     }
 
     /// Compares some pages that are said to be unchanged with what the base has.
-    async fn audit(
-        &self,
-        ground: &Ground,
-        listed: &Scan,
-        (timeline, start): (Timeline, Lsn),
-    ) -> Result<Vec<String>, BackupError> {
+    async fn audit(&self, ground: &Ground, listed: &Scan, start: Lsn) -> Result<Vec<String>, BackupError> {
         let Some(keyring) = self.keyring else { return Ok(Vec::new()) };
         self.progress.begin(Phase("auditing"), 0);
         let known = keyring.repository().snapshots(&self.options.source).await?;
@@ -337,6 +336,32 @@ impl Job<'_> {
             }
             incidents => incidents,
         }
+    }
+
+    /// Looks for files of the base that are gone or shorter, and finds out why.
+    async fn vanished(
+        &self,
+        ground: &Ground,
+        listed: &Scan,
+        feed: &LogFeed,
+        (timeline, start): (Timeline, Lsn),
+        session: &mut BackupSession,
+    ) -> Result<Vec<String>, BackupError> {
+        let Some(log) = self.log() else { return Ok(Vec::new()) };
+        let suspects = vanished::suspects(ground.base.files(), listed, &ground.between.map);
+        if suspects.is_empty() {
+            return Ok(Vec::new());
+        }
+        // The listing was made after the backup began; what happened in between is in the log as well.
+        let query = |source| BackupError::Query { source_name: self.options.source.clone(), source };
+        let end = log_position(session.client()).await.map_err(query)?;
+        let reaches = feed.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, end), self.cancel);
+        let range = LogRange { start, end };
+        let since =
+            if end > start && reaches.await? { changes::since(&log, timeline, range).await?.ok() } else { None };
+        let (keyring, base, data_directory) = (log.keyring, &*ground.base, self.data_directory.as_path());
+        let inquiry = Inquiry { keyring, base, options: self.options, data_directory, listed };
+        inquiry.incidents(suspects, since.as_ref()).await
     }
 
     fn log(&self) -> Option<changes::Log<'_>> {
@@ -436,7 +461,7 @@ impl Job<'_> {
                 }
             }
         };
-        let between = changes::between(changes, &base.summary, timeline, lsn).await?;
+        let between = changes::between(changes, &base, timeline, lsn).await?;
         Ok(between.map(|between| Ground { base: Arc::new(base), between }))
     }
 }

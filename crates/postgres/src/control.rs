@@ -13,6 +13,14 @@ const SQL: &str = "\
         r.end_of_backup_record_required \
     FROM pg_catalog.pg_control_system() s, pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r";
 
+/// How far the server's log has come on its disk, on a standby in its files: what is done to files was logged before.
+pub async fn log_position(client: &mut Client) -> Result<Lsn, QueryError> {
+    let sql = "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() \
+               ELSE pg_catalog.pg_current_wal_flush_lsn() END AS lsn";
+    let row = client.query_one(sql).await?;
+    row.parse("lsn").map_err(QueryError::answer(client.server()))
+}
+
 /// The state of a control file, as the server that it belongs to sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlState {

@@ -25,6 +25,7 @@ impl Fixture {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let identity = NewIdentity::generate(None).unwrap();
+        std::fs::create_dir(folder.path().join("repository")).unwrap();
         let store = Arc::new(Directory::new(folder.path().join("repository")));
         let repository = Repository::init(store, vec![identity.recipient.clone()], Micros::new(1)).await.unwrap();
         let mut identities = Identities::default();

@@ -167,7 +167,7 @@ fn a_base_whose_packs_are_not_whole_is_not_built_on() {
     let whole = incremental(0);
     assert_eq!(whole["snapshot"]["kind"], "incremental", "{whole:#}");
     let mut folders: Vec<_> = site.repository().join("packs").read_dir().expect("packs").flatten().collect();
-    folders.sort_by_key(|folder| folder.file_name());
+    folders.sort_by_key(std::fs::DirEntry::file_name);
     let pack = folders[0].path().read_dir().expect("a folder").flatten().next().expect("a pack").path();
     let size = pack.metadata().expect("it is there").len();
     let file = std::fs::OpenOptions::new().write(true).open(&pack).expect("it can be written");

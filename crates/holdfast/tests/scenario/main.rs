@@ -34,3 +34,4 @@ mod run;
 mod site;
 mod standby;
 mod store;
+mod vanished;

@@ -62,10 +62,11 @@ async fn check_standby(
         let mut client = Client::connect(standby, Purpose::Sql).await?;
         let info = ServerInfo::read(&mut client).await?;
         let is_same_server = client.started_at().await? == primary.started_at().await?;
+        let files = data_directory(source, &info, &mut client).await;
         client.close().await;
-        Ok::<_, Failure>((info, is_same_server))
+        Ok::<_, Failure>((info, is_same_server, files))
     };
-    let (info, is_same_server) = match outcome.await {
+    let (info, is_same_server, files) = match outcome.await {
         Ok(found) => found,
         Err(error) => return checklist.add(Entry::error(name, WHAT, error.as_ref())),
     };
@@ -85,7 +86,7 @@ async fn check_standby(
         let hint = "If it was promoted, `connection` of the source must lead to it, for the receiver too.";
         Entry::fail(name, WHAT, format!("no standby: it is on timeline {} by itself", info.timeline.get()), hint)
     });
-    checklist.add(data_directory(source, &info));
+    checklist.add(files);
 }
 
 async fn rights(name: &str, client: &mut Client, checklist: &mut Checklist) {
