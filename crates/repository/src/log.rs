@@ -3,7 +3,7 @@
 //! A whole segment is one object. What a segment that is still being written has so far is in pieces; they stay until
 //! some time after the segment is whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 
@@ -63,6 +63,23 @@ pub struct LogObject {
     pub range: LogRange,
     pub size: u64,
 }
+
+impl LogObject {
+    /// A segment as it is once it is whole, whether or not it is there.
+    fn whole(source: &str, lineage: Lineage, segment: Segment) -> Self {
+        let size = lineage.segment_size;
+        Self {
+            name: Names::segment(source, lineage, segment),
+            kind: ObjectKind::WalSegment,
+            segment,
+            range: LogRange { start: segment.start(size), end: segment.end(size) },
+            size: 0,
+        }
+    }
+}
+
+/// How many pieces of a segment are asked for at once: they are small, and each costs a request.
+const PIECES_AT_ONCE: usize = 16;
 
 /// What was in the repository of the log of one lineage when it was listed.
 #[derive(Clone, Debug)]
@@ -156,9 +173,13 @@ impl Repository {
     /// Lists the log of a lineage.
     pub async fn log(&self, source: &str, lineage: Lineage) -> Result<LogView, RepositoryError> {
         let mut objects: BTreeMap<Timeline, Vec<LogObject>> = BTreeMap::new();
-        // Pieces first: a segment that becomes whole meanwhile is then seen twice rather than not at all.
-        let pieces = self.list(&format!("{}/{source}/{lineage}", Names::PIECES)).await?;
-        let segments = self.list(&format!("{}/{source}/{lineage}", Names::WAL)).await?;
+        let log = async {
+            // Pieces first: a segment that becomes whole meanwhile is then seen twice rather than not at all.
+            let pieces = self.list(&format!("{}/{source}/{lineage}", Names::PIECES)).await?;
+            Ok::<_, RepositoryError>((pieces, self.list(&format!("{}/{source}/{lineage}", Names::WAL)).await?))
+        };
+        let histories = Names::histories(source, lineage);
+        let ((pieces, segments), histories) = tokio::try_join!(log, self.list(&histories))?;
         let mut whole = BTreeSet::new();
         for listed in segments {
             if let Ok(segment) = Segment::parse(listed.name.file_name(), lineage.segment_size) {
@@ -192,7 +213,6 @@ impl Repository {
         for objects in objects.values_mut() {
             objects.sort_by_key(|object| (object.range.start, object.range.end));
         }
-        let histories = self.list(&Names::histories(source, lineage)).await?;
         let histories = histories
             .iter()
             .filter_map(|listed| u32::from_str_radix(listed.name.file_name().strip_suffix(".history")?, 16).ok())
@@ -323,6 +343,20 @@ impl Keyring {
         serde_json::from_slice(&plain).map_err(|error| RepositoryError::content(name, error))
     }
 
+    /// The plain bytes of a segment, if it is there as one object. Asks for nothing else.
+    pub async fn whole_segment(
+        &self,
+        source: &str,
+        lineage: Lineage,
+        segment: Segment,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
+        match self.read_log(&LogObject::whole(source, lineage, segment)).await {
+            Ok((bytes, _)) => Ok(Some(bytes)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The plain bytes of a segment from its start, as far as they are in the repository without a hole: all of them, or
     /// what its pieces hold, or `None` if there is nothing.
     pub async fn segment(
@@ -331,14 +365,7 @@ impl Keyring {
         lineage: Lineage,
         segment: Segment,
     ) -> Result<Option<Vec<u8>>, RepositoryError> {
-        let size = lineage.segment_size;
-        let whole = LogObject {
-            name: Names::segment(source, lineage, segment),
-            kind: ObjectKind::WalSegment,
-            segment,
-            range: LogRange { start: segment.start(size), end: segment.end(size) },
-            size: 0,
-        };
+        let whole = LogObject::whole(source, lineage, segment);
         let damaged = match self.read_log(&whole).await {
             Ok((bytes, _)) => return Ok(Some(bytes)),
             Err(error) if error.is_not_found() => None,
@@ -346,7 +373,7 @@ impl Keyring {
             Err(error @ (RepositoryError::Object { .. } | RepositoryError::Content { .. })) => Some(error),
             Err(error) => return Err(error),
         };
-        let mut bytes = Vec::new();
+        let mut pieces = Vec::new();
         let mut position = whole.range.start;
         for listed in self.repository().list(&Names::segment_pieces(source, lineage, segment)).await? {
             let Some((start, end)) = Names::parse_range(listed.name.file_name()) else { continue };
@@ -357,16 +384,30 @@ impl Keyring {
                 continue;
             }
             let range = LogRange { start, end };
-            let piece = LogObject { name: listed.name, kind: ObjectKind::WalPiece, segment, range, size: listed.size };
-            match self.read_log(&piece).await {
+            pieces.push(LogObject { name: listed.name, kind: ObjectKind::WalPiece, segment, range, size: listed.size });
+            position = end;
+        }
+        let mut bytes = Vec::new();
+        let mut position = whole.range.start;
+        let mut waiting = pieces.into_iter();
+        let mut reading = VecDeque::new();
+        loop {
+            reading.extend(waiting.by_ref().take(PIECES_AT_ONCE - reading.len()).map(|piece| {
+                let keyring = self.clone();
+                tokio::spawn(async move { (piece.range, keyring.read_log(&piece).await) })
+            }));
+            let Some(read) = reading.pop_front() else { break };
+            let (range, outcome) = read.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+            match outcome {
                 // Pieces go only once the segment is whole.
                 Err(error) if error.is_not_found() => {
                     return self.read_log(&whole).await.map(|(bytes, _)| Some(bytes));
                 }
                 outcome => {
                     let (plain, _) = outcome?;
-                    bytes.extend_from_slice(plain.get(position.bytes_since(start) as usize..).unwrap_or_default());
-                    position = end;
+                    bytes
+                        .extend_from_slice(plain.get(position.bytes_since(range.start) as usize..).unwrap_or_default());
+                    position = range.end;
                 }
             }
         }

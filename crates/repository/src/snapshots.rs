@@ -26,9 +26,10 @@ pub struct StoredSnapshot {
 impl Repository {
     /// The sources that have snapshots.
     pub async fn sources(&self) -> Result<Vec<String>, RepositoryError> {
-        let mut sources = self.folders(Names::SNAPSHOTS).await?;
-        sources.extend(self.folders(Names::WAL).await?);
-        sources.extend(self.folders(Names::PIECES).await?);
+        let (snapshots, wal, pieces) =
+            (self.folders(Names::SNAPSHOTS), self.folders(Names::WAL), self.folders(Names::PIECES));
+        let (mut sources, wal, pieces) = tokio::try_join!(snapshots, wal, pieces)?;
+        sources.extend(wal.into_iter().chain(pieces));
         sources.sort();
         sources.dedup();
         Ok(sources)
