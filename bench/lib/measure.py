@@ -80,7 +80,7 @@ class Meter:
 class Process:
     """A command that runs beside us, its memory watched."""
 
-    def __init__(self, argv: list[str], log: Path) -> None:
+    def __init__(self, argv: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.name = Path(argv[0]).name
         self._log = log
         if not log.exists():
@@ -94,7 +94,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=system.environment(),
+                env={**system.environment(), **(environment or {})},
                 cwd="/tmp",
                 start_new_session=True,
             )
@@ -145,9 +145,9 @@ class Process:
         return usage
 
 
-def run(argv: list[str], log: Path) -> None:
-    """Runs a command that is not measured, as the user who runs PostgreSQL."""
-    process = Process(argv, log)
+def run(argv: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+    """Runs a command that is not measured, as the user who runs PostgreSQL; `environment` is set besides."""
+    process = Process(argv, log, environment)
     try:
         process.wait()
     except BaseException:

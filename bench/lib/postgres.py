@@ -103,14 +103,14 @@ class Server:
         """A client program with the arguments that make it connect to this server."""
         return [str(self.programs / name), "-h", str(self.socket), "-p", str(self.port), "-U", "postgres", *arguments]
 
-    def launch(self) -> None:
-        """Starts it and does not wait until it answers."""
+    def launch(self, environment: dict[str, str] | None = None) -> None:
+        """Starts it and does not wait until it answers. Its commands inherit `environment`."""
         if (self.cluster / "postmaster.pid").exists():
             raise BenchError(f"{self.cluster} has a postmaster.pid: is a server running there?")
         options = [f"-p {self.port}", f"-k '{self.socket}'"]
         options += [f"-c {name}={_quoted(value)}" for name, value in self._settings.items()]
         argv = [str(self.programs / "pg_ctl"), "-D", str(self.cluster), "-W", "-s", "-l", str(self.log)]
-        measure.run([*argv, "-o", " ".join(options), "start"], self.log)
+        measure.run([*argv, "-o", " ".join(options), "start"], self.log, environment)
 
     def __enter__(self) -> Self:
         try:

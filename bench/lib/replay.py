@@ -1,8 +1,10 @@
-"""Replay of a GiB of log: from Holdfast's repository, beside the same log from a directory of plain files."""
+"""Replay of a GiB of log: from Holdfast's repository, beside the same log from a directory of plain files, and from the
+same repository when each request to it takes as long as to a distant store."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -21,11 +23,16 @@ LOG_BYTES = 1 << 30
 # Edited, and added, in each step.
 STEP_MESSAGES = 5000
 PEER = "cp"
+# What each request to the repository takes more.
+LATENCY_MS = 20
+DISTANT = f"holdfast, {LATENCY_MS} ms a request"
+SHIM = Path(__file__).with_name("slow.c")
 CASE = "replay1g"
 
 
 def run(context: Context) -> PartResult:
     plain = system.make_directory(context.work / "plain-log")
+    shim = compile_shim(context)
     settings = {
         "archive_mode": "on",
         "archive_command": f"cp %p {plain}/%f",
@@ -52,8 +59,9 @@ def run(context: Context) -> PartResult:
         live.server.stop()
         context.say(f"replay: {log_bytes / (1 << 30):.2f} GiB of log made in {step} steps")
         for turn in range(context.repeat):
-            for name in (PEER, live.holdfast.name) if turn % 2 else (live.holdfast.name, PEER):
-                sample = replay(context, live.holdfast, name, plain, messages)
+            names = [live.holdfast.name, PEER, DISTANT]
+            for name in names[turn % 3 :] + names[: turn % 3]:
+                sample = replay(context, live.holdfast, name, plain, shim, messages)
                 sample.details["log_bytes"] = log_bytes
                 context.say(
                     f"replay {turn + 1}/{context.repeat} {name}: wall {sample.wall:.1f} s"
@@ -65,20 +73,37 @@ def run(context: Context) -> PartResult:
     return PartResult("replay", rows(context, samples), samples, context.about_workload())
 
 
+def compile_shim(context: Context) -> Path:
+    """What makes the repository slow, for programs that are started with it."""
+    shim = context.work / "slow.so"
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(SHIM), "-ldl"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BenchError(f"a C compiler is needed to make requests slow: {error}") from error
+    shim.chmod(0o755)
+    return shim
+
+
 def rows(context: Context, samples: list[Sample]) -> list[Row]:
-    ours, peer = ([s for s in samples if s.tool == name] for name in (context.holdfast.name, PEER))
+    ours, peer, distant = ([s for s in samples if s.tool == name] for name in (context.holdfast.name, PEER, DISTANT))
     pair = Comparison(ours, peer, PEER, "", context.workload.size_gib, context.at)
-    return [pair.row(f"{CASE}.wall", "s", lambda s: s.wall), pair.row(f"{CASE}.cpu", "s", lambda s: s.cpu)]
+    latency = Comparison(distant, ours, f"{context.holdfast.name} without latency", "", context.workload.size_gib, context.at)
+    return [
+        pair.row(f"{CASE}.wall", "s", lambda s: s.wall),
+        pair.row(f"{CASE}.cpu", "s", lambda s: s.cpu),
+        latency.row(f"{CASE}.latency.wall", "s", lambda s: s.wall),
+    ]
 
 
-def replay(context: Context, holdfast: Holdfast, name: str, plain: Path, messages: Probe) -> Sample:
-    """The base is laid down by Holdfast both times, off the clock. The clock runs from start to the first write."""
+def replay(context: Context, holdfast: Holdfast, name: str, plain: Path, shim: Path, messages: Probe) -> Sample:
+    """The base is laid down by Holdfast each time, off the clock. The clock runs from start to the first write."""
     target = context.work / "restored"
     log = context.work / "log" / "replay.log"
     system.remove(target)
     measure.run(holdfast.restore_command(target), holdfast.log)
     # What is given here comes before what the restore wrote.
     settings = {"restore_command": f"cp {plain}/%f %p"} if name == PEER else None
+    slow = {"LD_PRELOAD": str(shim), "SLOW_DIR": str(holdfast.repository), "SLOW_MS": str(LATENCY_MS)}
     server = Server(target, context.socket, context.port + 1, log, settings)
     server.abandon()
     dropped = system.drop_caches()
@@ -88,7 +113,8 @@ def replay(context: Context, holdfast: Holdfast, name: str, plain: Path, message
     ahead = AheadWatcher(holdfast)
     began = time.monotonic()
     try:
-        server.launch()
+        # The server keeps it, for what it runs.
+        server.launch(slow if name == DISTANT else None)
         server.wait_until_writable()
         wall = time.monotonic() - began
         used = server.cpu() + ahead.finish()

@@ -32,6 +32,11 @@ use crate::time::Stamp;
 /// Runs a command to its end.
 pub(crate) fn run(cli: Cli) -> Result<Exit, Failure> {
     let Cli { globals, command } = cli;
+    if let Command::Wal(wal::Options { command: wal::WalCommand::Get(options) }) = &command
+        && options.take()
+    {
+        return Ok(Exit::Done);
+    }
     log(&globals, &command)?;
     let Globals { config: config_file, json, quiet, log_level: _ } = globals;
     let context = Context { config_file, output: Output { json, quiet }, cancel: Cancel::new() };

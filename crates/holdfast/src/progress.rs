@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_runtime::{Progress, Reading};
+use holdfast_runtime::{LogPosition, Progress, Reading};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use crate::output::{self, Output};
-use crate::table;
+use crate::{table, time};
 
 /// Shows a job's progress until it is dropped.
 #[derive(Debug)]
@@ -48,8 +48,9 @@ impl Drop for Shown {
     }
 }
 
-/// With and without a total.
+/// With and without a total. A position in the log takes a line of its own: both do not fit into 80 columns.
 const KNOWN: &str = "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+const FOLLOWING: &str = "{msg}\n{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
 const UNKNOWN: &str = "{spinner} {msg}  {bytes}  {bytes_per_sec}";
 /// Where there is nothing to count.
 const WAITING: &str = "{spinner} {msg}  {elapsed}";
@@ -60,27 +61,45 @@ fn style(template: &str) -> ProgressStyle {
 
 async fn draw(progress: Progress, bar: ProgressBar) {
     tokio::time::sleep(DELAY).await;
-    let (known, unknown, waiting) = (style(KNOWN), style(UNKNOWN), style(WAITING));
     bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
-    let mut shown = (None, None);
+    let (mut phase, mut template) = (None, "");
     loop {
-        let Reading { phase, done, total } = progress.read();
-        let now = (phase, progress.read_remark());
-        if now != shown {
+        let reading = progress.read();
+        let remark = progress.read_remark();
+        let remark = remark.as_deref();
+        if reading.phase != phase {
+            phase = reading.phase;
             bar.reset();
-            let name = phase.map_or("", |phase| phase.0);
-            let (message, style) = match &now.1 {
-                Some(remark) => (format!("{name}: {remark}"), &waiting),
-                None => (name.to_owned(), if total > 0 { &known } else { &unknown }),
-            };
-            bar.set_message(message);
-            bar.set_style(style.clone());
-            shown = now;
         }
-        bar.set_length(total);
-        bar.set_position(done);
+        if template != template_of(reading, remark) {
+            template = template_of(reading, remark);
+            bar.set_style(style(template));
+        }
+        bar.set_message(what(reading, remark));
+        bar.set_length(reading.total);
+        bar.set_position(reading.done);
         bar.tick();
         tokio::time::sleep(BAR_STEP).await;
+    }
+}
+
+fn template_of(reading: Reading, remark: Option<&str>) -> &'static str {
+    match reading {
+        _ if remark.is_some() => WAITING,
+        Reading { total: 0, .. } => UNKNOWN,
+        Reading { position: Some(_), .. } => FOLLOWING,
+        _ => KNOWN,
+    }
+}
+
+/// The phase, with what there is to say of it, and the position and time reached in one that follows the log.
+fn what(Reading { phase, position, .. }: Reading, remark: Option<&str>) -> String {
+    let phase = phase.map_or("", |phase| phase.0);
+    match (remark, position) {
+        (Some(remark), _) => format!("{phase}: {remark}"),
+        (None, None) => phase.to_owned(),
+        (None, Some(LogPosition { lsn, time: None })) => format!("{phase}, {lsn}"),
+        (None, Some(LogPosition { lsn, time: Some(at) })) => format!("{phase}, {lsn}, {}", time::show_seconds(at)),
     }
 }
 
@@ -102,10 +121,10 @@ async fn lines(progress: Progress, step: Duration, line: fn(Reading, Option<&str
 }
 
 fn text_line(reading: Reading, remark: Option<&str>, rate: f64) -> String {
-    let Reading { phase, done, total } = reading;
-    let phase = phase.map_or("", |phase| phase.0);
-    if let Some(remark) = remark {
-        return format!("{phase}: {remark}");
+    let Reading { done, total, .. } = reading;
+    let phase = what(reading, remark);
+    if remark.is_some() {
+        return phase;
     }
     let rate_text = table::size(rate as u64);
     if total == 0 {
@@ -128,9 +147,21 @@ fn json_line(reading: Reading, remark: Option<&str>, rate: f64) -> String {
         done: u64,
         total: u64,
         bytes_per_second: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lsn: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        time: Option<String>,
     }
-    let Reading { phase, done, total } = reading;
-    let line = Line { phase: phase.map(|phase| phase.0), remark, done, total, bytes_per_second: rate as u64 };
+    let Reading { phase, done, total, position } = reading;
+    let line = Line {
+        phase: phase.map(|phase| phase.0),
+        remark,
+        done,
+        total,
+        bytes_per_second: rate as u64,
+        lsn: position.map(|position| position.lsn.to_string()),
+        time: position.and_then(|position| position.time).map(time::show_seconds),
+    };
     serde_json::to_string(&line).unwrap_or_default()
 }
 
@@ -138,15 +169,16 @@ fn json_line(reading: Reading, remark: Option<&str>, rate: f64) -> String {
 mod tests {
     use super::*;
     use holdfast_runtime::Phase;
+    use holdfast_types::{Lsn, Micros};
 
     #[test]
     fn templates_are_valid() {
-        let _styles = (style(KNOWN), style(UNKNOWN), style(WAITING));
+        let _styles = [KNOWN, FOLLOWING, UNKNOWN, WAITING].map(style);
     }
 
     #[test]
     fn lines_say_where_a_job_stands() {
-        let reading = Reading { phase: Some(Phase("copying files")), done: 50 << 20, total: 200 << 20 };
+        let reading = Reading { phase: Some(Phase("copying files")), done: 50 << 20, total: 200 << 20, position: None };
         let rate = f64::from(25 << 20);
         assert_eq!(
             text_line(reading, None, rate),
@@ -155,6 +187,17 @@ mod tests {
         assert_eq!(text_line(Reading { total: 0, ..reading }, None, rate), "copying files: 50.0 MiB, 25.0 MiB/s");
         assert!(!text_line(reading, None, 0.0).contains("left"));
         assert_eq!(text_line(reading, Some("up to 4 min"), rate), "copying files: up to 4 min");
+        let position = Some(LogPosition { lsn: Lsn::new(0x4B2_4E68), time: None });
+        let following = Reading { phase: Some(Phase("replaying the log")), position, ..reading };
+        let expected = "replaying the log, 0/4B24E68: 50.0 MiB of 200.0 MiB (25 %), 25.0 MiB/s, 6.00 s left";
+        assert_eq!(text_line(following, None, rate), expected);
+        assert_eq!((template_of(following, None), template_of(following, Some("x"))), (FOLLOWING, WAITING));
+        let time = Some(Micros::new(1_763_716_500_123_456));
+        let position = position.map(|position| LogPosition { time, ..position });
+        let what = what(Reading { position, ..following }, None);
+        assert_eq!(what, "replaying the log, 0/4B24E68, 2025-11-21 09:15:00Z");
+        let line = json_line(Reading { position, ..following }, None, rate);
+        assert!(line.contains("\"lsn\":\"0/4B24E68\",\"time\":\"2025-11-21 09:15:00Z\""), "{line}");
         let json: serde_json::Value = serde_json::from_str(&json_line(reading, None, rate)).unwrap();
         assert_eq!((json["phase"].as_str(), json["total"].as_u64()), (Some("copying files"), Some(200 << 20)));
     }

@@ -1,4 +1,5 @@
-//! `restore_command`: one segment or timeline history at a time, the next ones fetched ahead.
+//! `restore_command`: one segment or timeline history at a time, as the repository has it. What was fetched ahead of it is
+//! asked for first, see `ahead.rs`.
 //!
 //! This is the most dangerous interface there is: if recovery is told that a segment does not exist, it takes that for
 //! the end of the log and promotes. So [`GetOutcome::NotFound`] is answered only when the repository was asked and has
@@ -7,11 +8,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use holdfast_pgformat::{HistoryError, TimelineHistory};
 use holdfast_repository::{Keyring, Lineage, LogView, RepositoryError};
 use holdfast_types::{Lsn, Segment, SegmentSize, Timeline};
+
+use crate::RestoreError;
 
 /// What to fetch.
 #[derive(Clone, Debug)]
@@ -22,8 +24,6 @@ pub struct GetOptions {
     pub name: String,
     /// PostgreSQL's `%p`.
     pub destination: PathBuf,
-    /// Where segments are that were fetched ahead.
-    pub prefetch_directory: Option<PathBuf>,
     /// Serve what there is of an unfinished segment, with zeros behind: for recovery to the newest point.
     pub partial: bool,
     /// Recovery stops at this position at the latest, so that log missing after it is no concern.
@@ -56,6 +56,8 @@ pub enum GetOutcome {
     Fetched,
     /// The log ends before this file.
     NotFound,
+    /// There is nothing of such a source, so that this says nothing of any log.
+    NoSuchSource,
 }
 
 /// Whether the file exists could not be found out, or it cannot be served.
@@ -74,11 +76,19 @@ pub enum GetError {
     },
     #[error("the log went on changing while `{name}` was looked for")]
     Unsettled { name: String },
+    #[error("{} has something in it, so segments are not fetched ahead to there", .path.display())]
+    NotOurs { path: PathBuf },
     #[error("could not write {}", .path.display())]
     Write {
         path: PathBuf,
         #[source]
         source: io::Error,
+    },
+    #[error("the way to timeline {timeline} could not be found")]
+    Timeline {
+        timeline: Timeline,
+        #[source]
+        source: Box<RestoreError>,
     },
     #[error("could not fetch `{name}`")]
     Repository {
@@ -98,21 +108,18 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     if let Some(digits) = name.strip_suffix(".history") {
         let timeline = u32::from_str_radix(digits, 16).map_err(|_| GetError::Name(name.clone()))?;
         let history = keyring.history(&options.source, options.lineage, Timeline::new(timeline));
-        return match history.await.map_err(failed)? {
+        // At once: recovery asks for histories that are not there before it opens the cluster, and waits.
+        let (history, is_known) = tokio::try_join!(history, is_known(keyring, &options.source)).map_err(failed)?;
+        return match history {
             Some(bytes) => write(&options.destination, &bytes).map(|()| GetOutcome::Fetched),
-            None => Ok(GetOutcome::NotFound),
+            None if is_known => Ok(GetOutcome::NotFound),
+            None => Ok(GetOutcome::NoSuchSource),
         };
     }
     let size = options.lineage.segment_size;
     let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
     if options.cut && options.until.is_some_and(|until| segment.start(size) >= until) {
         return Ok(GetOutcome::NotFound);
-    }
-    if let Some(directory) = &options.prefetch_directory
-        && GetOptions::is_before_cut(options.cut, options.until, segment, size)
-        && std::fs::rename(directory.join(name), &options.destination).is_ok()
-    {
-        return Ok(GetOutcome::Fetched);
     }
     // A receiver that runs adds to the log between two looks at it.
     for _ in 0..LOOKS {
@@ -144,7 +151,9 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
                 bytes.resize(size.get() as usize, 0);
                 write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
             }
-            None => Ok(GetOutcome::NotFound),
+            None if view.timelines().next().is_some() => Ok(GetOutcome::NotFound),
+            None if is_known(keyring, &options.source).await.map_err(failed)? => Ok(GetOutcome::NotFound),
+            None => Ok(GetOutcome::NoSuchSource),
         };
     }
     Err(GetError::Unsettled { name: name.clone() })
@@ -178,67 +187,11 @@ async fn goes_on_elsewhere(
         && later.any(|later| view.end(later).is_some_and(|newest| newest > end)))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), GetError> {
-    std::fs::write(path, bytes).map_err(|source| GetError::Write { path: path.to_owned(), source })
+/// Whether there is anything of the source: a misspelt one has no log either, and that must not end a recovery.
+async fn is_known(keyring: &Keyring, source: &str) -> Result<bool, RepositoryError> {
+    Ok(keyring.repository().sources().await?.iter().any(|known| known == source))
 }
 
-/// How many segments are fetched ahead, and how long to wait for one to be taken before giving up.
-const AHEAD: u64 = 8;
-const IDLE: Duration = Duration::from_secs(20);
-
-/// Keeps the next segments after `after` ready in `directory`, until the log ends or nobody takes them any more.
-///
-/// One process does this at a time; a second one leaves at once. Only whole segments are fetched ahead.
-pub async fn prefetch(
-    keyring: &Keyring,
-    source: &str,
-    lineage: Lineage,
-    after: Segment,
-    directory: &Path,
-) -> Result<(), GetError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |source| GetError::Write { path, source }
-    };
-    std::fs::create_dir_all(directory).map_err(at(directory))?;
-    let lock_path = directory.join("lock");
-    let lock = std::fs::File::create(&lock_path).map_err(at(&lock_path))?;
-    let Ok(_lock) = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock) else {
-        return Ok(());
-    };
-    let size = lineage.segment_size;
-    let mut next = after.next();
-    let mut taken_at = Instant::now();
-    let mut ready: Vec<PathBuf> = Vec::new();
-    while taken_at.elapsed() < IDLE {
-        let before = ready.len();
-        ready.retain(|path| path.exists());
-        if ready.len() < before {
-            taken_at = Instant::now();
-        }
-        if ready.len() as u64 >= AHEAD {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        }
-        let failed = |source| GetError::Repository { name: next.file_name(size), source };
-        match keyring.segment(source, lineage, next).await.map_err(failed)? {
-            Some(bytes) if bytes.len() as u64 == size.get() => {
-                let path = directory.join(next.file_name(size));
-                let temporary = directory.join("fetching");
-                write(&temporary, &bytes)?;
-                std::fs::rename(&temporary, &path).map_err(at(&path))?;
-                ready.push(path);
-                next = next.next();
-            }
-            // The end of what is whole. What is ready stays for recovery to take.
-            _ => return Ok(()),
-        }
-    }
-    // Recovery has stopped asking: what it did not take is of no use.
-    for path in ready {
-        if let Err(error) = std::fs::remove_file(&path) {
-            tracing::debug!(%error, path = %path.display(), "a prefetched segment was already taken");
-        }
-    }
-    Ok(())
+fn write(path: &Path, bytes: &[u8]) -> Result<(), GetError> {
+    std::fs::write(path, bytes).map_err(|source| GetError::Write { path: path.to_owned(), source })
 }

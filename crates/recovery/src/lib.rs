@@ -2,8 +2,9 @@
 //!
 //! [`plan()`] decides and touches nothing; [`restore()`] carries a plan out, and [`compare()`] says how much that would
 //! move where much of it is there already; [`start()`] brings the result up and says which
-//! point was reached; [`get()`] serves segments to `restore_command`.
+//! point was reached; [`get()`] serves segments to `restore_command`, and [`prefetch()`] fetches them ahead of it.
 
+mod ahead;
 mod compare;
 mod delta;
 mod error;
@@ -13,12 +14,14 @@ mod lay;
 mod plan;
 mod points;
 mod ready;
+mod replay;
 mod restore;
 mod settings;
 mod start;
 
+pub use ahead::{Asked, Handover, PrefetchOptions, ask, is_served, prefetch};
 pub use error::RestoreError;
-pub use get::{GetError, GetOptions, GetOutcome, get, prefetch};
+pub use get::{GetError, GetOptions, GetOutcome, get};
 pub use inspect::inspect_log;
 pub use plan::{Plan, Target, plan};
 pub use points::{RecoverablePoints, RecoverableRange, TimelinePoints, recoverable};

@@ -10,10 +10,11 @@ use holdfast_pgformat::{ClusterState, ControlFile, TimelineHistory};
 use holdfast_postgres::cluster::{Binaries, ClusterError, PgCtl, Running, is_running};
 use holdfast_repository::Keyring;
 use holdfast_runtime::{Cancel, Phase, Progress};
-use holdfast_types::{Lsn, Segment, Timeline};
+use holdfast_types::{Lsn, Timeline};
 
 use crate::RestoreError;
 use crate::plan::Plan;
+use crate::replay::Replay;
 use crate::restore::{PREFETCH_DIRECTORY, RestoreOptions, replays_little};
 
 /// Where recovery ended.
@@ -43,6 +44,7 @@ pub async fn start(
 ) -> Result<Reached, RestoreError> {
     progress.begin(Phase("replaying the log"), if replays_little(plan) { 0 } else { plan.log_bytes() });
     let begun = Instant::now();
+    let replay = Replay::watch(keyring, plan, progress);
     let major = plan.summary().server_version / 10_000;
     let binaries = Binaries::find(major, options.bin_directory.as_deref()).await?;
     let log_file = log_file(&options.to);
@@ -65,14 +67,13 @@ pub async fn start(
             let Err(ClusterError::NotRunning { log, .. }) = server.readiness() else { continue };
             return Err(RestoreError::RecoveryFailed { log });
         }
-        if let Some(position) = replayed(&options.to, plan) {
-            progress.set(position.bytes_since(plan.log_from));
-        }
+        replay.look(&options.to, control.as_ref());
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             () = cancel.cancelled() => return Err(holdfast_runtime::Cancelled.into()),
         }
     }
+    drop(replay);
     server.wait_ready(Duration::from_mins(1)).await?;
     let replay = begun.elapsed();
     remove_prefetched(&options.to);
@@ -124,23 +125,6 @@ async fn last_commit(keyring: &Keyring, plan: &Plan, reached: Lsn) -> Result<Opt
         }
     }
     Ok(None)
-}
-
-/// How far replay is, from the title of the startup process: `postgres: startup recovering 000000010000000000000005`.
-fn replayed(data_directory: &Path, plan: &Plan) -> Option<Lsn> {
-    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
-    let postmaster = text.lines().next()?.trim();
-    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).ok()?;
-    for child in children.split_whitespace() {
-        let title = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
-        let title = String::from_utf8_lossy(&title);
-        if let Some((_, rest)) = title.split_once("recovering ") {
-            let name = rest.trim_matches(|c: char| !c.is_ascii_hexdigit());
-            let segment = Segment::parse(name.get(..24)?, plan.lineage.segment_size).ok()?;
-            return Some(segment.start(plan.lineage.segment_size));
-        }
-    }
-    None
 }
 
 fn remove_prefetched(data_directory: &Path) {

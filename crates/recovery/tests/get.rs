@@ -66,7 +66,6 @@ impl Fixture {
             lineage: self.lineage,
             name: Self::segment(timeline, number).file_name(self.lineage.segment_size),
             destination: self.folder.path().join("segment"),
-            prefetch_directory: None,
             partial: true,
             until: None,
             cut: false,
@@ -78,6 +77,7 @@ impl Fixture {
     async fn served(&self, options: &GetOptions) -> Result<Option<u64>, GetError> {
         Ok(match get(&self.keyring, options).await? {
             GetOutcome::NotFound => None,
+            GetOutcome::NoSuchSource => panic!("there is log of the source"),
             GetOutcome::Fetched => {
                 let bytes = std::fs::read(&options.destination).unwrap();
                 assert_eq!(bytes.len() as u64, MIB);
@@ -96,8 +96,6 @@ async fn a_cut_hides_what_came_since() {
         fixture.log(1, number, MIB).await;
     }
     fixture.log(1, 6, 4096).await;
-    let ahead = fixture.folder.path().join("ahead");
-    std::fs::create_dir(&ahead).unwrap();
     let until = |position: u64| Some(Lsn::new(position));
     for partial in [true, false] {
         for (number, end, expected) in [
@@ -109,13 +107,8 @@ async fn a_cut_hides_what_came_since() {
             (4, 4 * MIB, None),
             (6, 6 * MIB + 100, Some(100)),
         ] {
-            // What was fetched ahead knows of no cut.
-            let mut options = GetOptions { partial, until: until(end), cut: true, ..fixture.options(1, number) };
-            std::fs::write(ahead.join(&options.name), vec![1; MIB as usize]).unwrap();
-            for prefetch_directory in [None, Some(ahead.clone())] {
-                options.prefetch_directory = prefetch_directory;
-                assert_eq!(fixture.served(&options).await.unwrap(), expected, "{number} until {end:#x}");
-            }
+            let options = GetOptions { partial, until: until(end), cut: true, ..fixture.options(1, number) };
+            assert_eq!(fixture.served(&options).await.unwrap(), expected, "{number} until {end:#x}");
         }
     }
     // Without a cut the position only says which gaps do no harm.

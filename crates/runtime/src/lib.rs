@@ -13,5 +13,5 @@ pub use direct::{ALIGNMENT, AlignedBuffer, leave_direct, open_direct, read_full_
 pub use limit::RateLimit;
 pub use pace::Pace;
 pub use priority::{IoClass, lower_thread};
-pub use progress::{Phase, Progress, Reading};
+pub use progress::{LogPosition, Phase, Progress, Reading};
 pub use retry::{Backoff, retry};

@@ -1,6 +1,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use holdfast_types::{Lsn, Micros};
 
 /// What a job is doing, in words that the operator knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +20,15 @@ struct Shared {
     total: AtomicU64,
     phases: Mutex<Vec<(Phase, Instant)>>,
     remark: Mutex<Option<String>>,
+    position: Mutex<Option<LogPosition>>,
+}
+
+/// How far a job has come along the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPosition {
+    pub lsn: Lsn,
+    /// Of the last commit up to there, once it is known.
+    pub time: Option<Micros>,
 }
 
 /// What [`Progress`] stands at.
@@ -27,6 +38,8 @@ pub struct Reading {
     pub done: u64,
     /// Zero where the job can't know it.
     pub total: u64,
+    /// Only of a job that follows the log.
+    pub position: Option<LogPosition>,
 }
 
 impl Progress {
@@ -41,6 +54,7 @@ impl Progress {
         self.shared.total.store(total, Relaxed);
         self.shared.done.store(0, Relaxed);
         *self.shared.remark.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.position() = None;
     }
 
     /// Says something of the phase that has begun, such as why it may take long. It goes with the phase.
@@ -51,6 +65,24 @@ impl Progress {
     /// What there is to say of the phase.
     pub fn read_remark(&self) -> Option<String> {
         self.shared.remark.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn position(&self) -> MutexGuard<'_, Option<LogPosition>> {
+        self.shared.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log was followed up to here; never backwards.
+    pub fn reach(&self, lsn: Lsn) {
+        let mut position = self.position();
+        let before = position.unwrap_or(LogPosition { lsn, time: None });
+        *position = Some(LogPosition { lsn: before.lsn.max(lsn), ..before });
+    }
+
+    /// The commits up to this moment are done; never backwards. Nothing as long as no position is known.
+    pub fn reach_time(&self, time: Micros) {
+        if let Some(position) = &mut *self.position() {
+            position.time = position.time.max(Some(time));
+        }
     }
 
     pub fn add(&self, bytes: u64) {
@@ -67,6 +99,7 @@ impl Progress {
             phase: phases.last().map(|(phase, _)| *phase),
             done: self.shared.done.load(Relaxed),
             total: self.shared.total.load(Relaxed),
+            position: *self.position(),
         }
     }
 
@@ -90,5 +123,20 @@ mod tests {
         assert_eq!(progress.read_remark().as_deref(), Some("it may take long"));
         progress.begin(Phase("working"), 0);
         assert_eq!(progress.read_remark(), None);
+    }
+
+    #[test]
+    fn the_position_never_goes_back_but_for_a_new_phase() {
+        let progress = Progress::new();
+        progress.begin(Phase("replaying"), 0);
+        progress.reach_time(Micros::new(1));
+        assert_eq!(progress.read().position, None);
+        progress.reach(Lsn::new(20));
+        progress.reach_time(Micros::new(7));
+        progress.reach(Lsn::new(10));
+        progress.reach_time(Micros::new(6));
+        assert_eq!(progress.read().position, Some(LogPosition { lsn: Lsn::new(20), time: Some(Micros::new(7)) }));
+        progress.begin(Phase("another"), 0);
+        assert_eq!(progress.read().position, None);
     }
 }

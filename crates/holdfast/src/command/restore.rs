@@ -224,7 +224,8 @@ async fn carry_out(
     options: Options,
 ) -> Result<Exit, Failure> {
     let (until, is_cut, timeline) = (plan.until(), plan.is_cut(), plan.timeline);
-    let command = command_line::restore_command(&config.path, &options.source, plan.lineage, until, is_cut, timeline)?;
+    let (source, mark) = (&options.source, command_line::Mark::now());
+    let command = command_line::restore_command(&config.path, source, plan.lineage, timeline, (until, is_cut), mark)?;
     let restore_options = restore_options(&options, command)?;
     let Options { source, archive_mode, start, .. } = options;
     let to = restore_options.to.clone();

@@ -185,7 +185,7 @@ impl Story {
 }
 
 /// A process whose command line has all these words, but not a shell that only carries them.
-fn find(words: &[&str]) -> Option<i32> {
+pub(crate) fn find(words: &[&str]) -> Option<i32> {
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };

@@ -28,6 +28,7 @@ mod moments;
 mod mount;
 mod pages;
 mod process;
+mod replay;
 mod resume;
 #[path = "../shared/run.rs"]
 mod run;

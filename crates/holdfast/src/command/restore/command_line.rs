@@ -10,14 +10,25 @@ use crate::failure::{CommandError, Failure};
 /// Where segments are fetched ahead to: in the data directory, where PostgreSQL runs its commands.
 const PREFETCH: &str = "holdfast.prefetch";
 
+/// What makes the directory of one restore another than that of the next in the same place: whatever fetched ahead for the
+/// first one may still run, and may do so from another repository.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark(i64);
+
+impl Mark {
+    pub(super) fn now() -> Self {
+        Self(jiff::Timestamp::now().as_microsecond())
+    }
+}
+
 /// Runs this same program, with this same configuration, wherever PostgreSQL's shell is.
 pub(super) fn restore_command(
     config: &Path,
     source: &str,
     lineage: Lineage,
-    until: Option<Lsn>,
-    is_cut: bool,
     timeline: Timeline,
+    (until, is_cut): (Option<Lsn>, bool),
+    Mark(mark): Mark,
 ) -> Result<String, Failure> {
     let program = std::env::current_exe().map_err(CommandError::file("find this program:", Path::new("holdfast")))?;
     let program = quote(&program)?;
@@ -26,7 +37,7 @@ pub(super) fn restore_command(
     let cut = if is_cut { " --cut" } else { "" };
     Ok(format!(
         "{program} --config {config} wal get {source} %f \"%p\" --partial{until}{cut} --timeline {timeline} \
-         --lineage {lineage} --prefetch {PREFETCH}"
+         --lineage {lineage} --prefetch {PREFETCH}/{mark:x}"
     ))
 }
 
@@ -82,17 +93,11 @@ mod tests {
     #[test]
     fn the_command_is_one_that_wal_get_takes() {
         let lineage: Lineage = "7412345678901234567-16".parse().unwrap();
-        let command = restore_command(
-            Path::new("/etc/holdfast/holdfast.toml"),
-            "chat",
-            lineage,
-            Some(Lsn::new(0x1_0000_00AB)),
-            true,
-            Timeline::new(3),
-        )
-        .unwrap();
+        let (timeline, until) = (Timeline::new(3), Some(Lsn::new(0x1_0000_00AB)));
+        let config = Path::new("/etc/holdfast/holdfast.toml");
+        let command = restore_command(config, "chat", lineage, timeline, (until, true), Mark(0xfeed)).unwrap();
         let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --until 1/AB --cut \
-                        --timeline 3 --lineage 7412345678901234567-16 --prefetch holdfast.prefetch";
+                        --timeline 3 --lineage 7412345678901234567-16 --prefetch holdfast.prefetch/feed";
         assert!(command.ends_with(expected), "{command}");
         let words = command.replace('"', "");
         let words: Vec<_> = words.split(' ').map(std::ffi::OsString::from).collect();

@@ -2,11 +2,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use holdfast_pgformat::control::ControlFile;
-use holdfast_recovery::{GetOptions, GetOutcome};
+use holdfast_recovery::{Asked, GetOptions, GetOutcome};
 use holdfast_repository::{Keyring, Lineage};
 use holdfast_types::{Lsn, Segment, Timeline};
 
-use super::prefetch;
+use super::prefetch::{self, Ahead};
 use crate::context::Context;
 use crate::exit::{self, Exit};
 use crate::failure::{CommandError, Doing as _, Failure};
@@ -41,7 +41,8 @@ pub(crate) struct Options {
     /// Serve nothing behind --until, as if the log ended there, however far it has grown.
     #[arg(long, requires = "until")]
     cut: bool,
-    /// The timeline that recovery follows, if not the newest: log missing on the way to it is a gap.
+    /// The timeline that recovery follows, if not the newest: log missing on the way to it is a gap, and segments are
+    /// fetched ahead along its history.
     #[arg(long, value_name = "N")]
     timeline: Option<u32>,
     /// Which cluster's log: system identifier and segment size in MiB.
@@ -49,9 +50,27 @@ pub(crate) struct Options {
     /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
     #[arg(long, value_name = "SYSID-MIB", value_parser = lineage)]
     lineage: Option<Lineage>,
-    /// Keep the next segments ready in this directory.
+    /// Keep the next segments ready in this directory, which nothing else may use.
     #[arg(long, value_name = "DIR")]
     prefetch: Option<PathBuf>,
+}
+
+impl Options {
+    /// Takes the file if it was fetched ahead. Recovery waits for this process once for each segment, so this comes before
+    /// anything that takes time: the configuration, the repository, and the key, which may take a second to open if a
+    /// passphrase protects it.
+    pub(crate) fn take(&self) -> bool {
+        let ask = |directory| holdfast_recovery::ask(directory, &self.file, &self.destination);
+        self.may_be_taken() && self.prefetch.as_deref().map(ask) == Some(Asked::Taken)
+    }
+
+    /// What was fetched ahead knows of no cut: a segment that lies behind one, or is cut, must come from the repository.
+    fn may_be_taken(&self) -> bool {
+        self.lineage.is_some_and(|lineage| {
+            segment(&self.file, lineage)
+                .is_none_or(|segment| GetOptions::is_before_cut(self.cut, self.until, segment, lineage.segment_size))
+        })
+    }
 }
 
 pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
@@ -61,16 +80,9 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch } = options;
     let config = context.config()?;
-    let ahead =
-        prefetch.map(|directory| prefetch::Ahead { config: config.path.clone(), source: source.clone(), directory });
-    // Without the repository and without the key, which may take a second to open if a passphrase protects it.
-    if let (Some(ahead), Some(lineage)) = (&ahead, lineage)
-        && segment(&file, lineage)
-            .is_none_or(|segment| GetOptions::is_before_cut(cut, until, segment, lineage.segment_size))
-        && ahead.take(&file, &destination)
-    {
-        ahead.go_on(lineage, &file);
-        return Ok(Exit::Done);
+    // Before this process opens the repository itself, so that both do it at the same time.
+    if let (Some(directory), Some(lineage)) = (&prefetch, lineage) {
+        prefetch::start(&Ahead { config: &config.path, source: &source, directory, lineage, timeline, after: &file });
     }
     let keyring = context.keyring(config.repository_of(&source)?).await?;
     let what = || format!("could not find out about {file} of `{source}`");
@@ -83,27 +95,19 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         lineage,
         name: file.clone(),
         destination,
-        prefetch_directory: ahead.as_ref().map(|ahead| ahead.directory.clone()),
         partial,
         until,
         cut,
         timeline: timeline.map(Timeline::new),
     };
     match holdfast_recovery::get(&keyring, &get).await.doing(what)? {
-        GetOutcome::Fetched => {
-            if let Some(ahead) = &ahead {
-                ahead.go_on(lineage, &file);
-            }
-            Ok(Exit::Done)
-        }
+        GetOutcome::Fetched => Ok(Exit::Done),
         GetOutcome::NotFound => {
-            // A misspelt source has no log either, and that must not end a recovery.
-            if !keyring.repository().sources().await.doing(what)?.contains(&source) {
-                return Err(CommandError::NoLog { source_name: source }.into());
-            }
             tracing::info!(source, file, "the repository has no such file");
             exit::not_found()
         }
+        // A misspelt source has no log either, and that must not end a recovery.
+        GetOutcome::NoSuchSource => Err(CommandError::NoLog { source_name: source }.into()),
     }
 }
 
@@ -132,4 +136,30 @@ async fn find_lineage(keyring: &Keyring, source: &str) -> Result<Lineage, Failur
 /// The segment that a file name stands for.
 pub(super) fn segment(file: &str, lineage: Lineage) -> Option<Segment> {
     Segment::parse(file, lineage.segment_size).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_fetched_ahead_is_not_served_behind_a_cut() {
+        let options = |file: &str, until: &str| Options {
+            source: "chat".to_owned(),
+            file: file.to_owned(),
+            destination: PathBuf::new(),
+            partial: true,
+            until: Some(until.parse().unwrap()),
+            cut: true,
+            timeline: None,
+            lineage: Some("7412345678901234567-16".parse().unwrap()),
+            prefetch: None,
+        };
+        let segment = "000000010000000000000003";
+        assert!(options(segment, "0/4000000").may_be_taken());
+        assert!(!options(segment, "0/3FFFFFF").may_be_taken());
+        assert!(!options(segment, "0/2000000").may_be_taken());
+        assert!(Options { cut: false, ..options(segment, "0/2000000") }.may_be_taken());
+        assert!(!Options { lineage: None, ..options(segment, "0/4000000") }.may_be_taken());
+    }
 }

@@ -1,12 +1,12 @@
 //! Fetching segments ahead of recovery, in a process of its own that outlives the `wal get` that began it.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
+use holdfast_recovery::{Handover, PrefetchOptions};
 use holdfast_repository::Lineage;
-use nix::fcntl::{Flock, FlockArg};
+use holdfast_types::Timeline;
 
 use super::get;
 use crate::context::Context;
@@ -22,66 +22,64 @@ pub(crate) struct Options {
     directory: PathBuf,
     #[arg(long, value_parser = get::lineage)]
     lineage: Lineage,
+    #[arg(long)]
+    timeline: Option<u32>,
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, after, directory, lineage } = options;
+    let Options { source, after, directory, lineage, timeline } = options;
     let config = context.config()?;
     let after = get::segment(&after, lineage).ok_or_else(|| CommandError::Usage {
         problem: format!("`{after}` is not the name of a WAL segment"),
         hint: None,
     })?;
+    // First, so that whoever comes meanwhile knows that this process is there.
+    let Some(handover) = Handover::open(&directory)? else { return Ok(Exit::Done) };
     let keyring = context.keyring(config.repository_of(&source)?).await?;
-    let ahead = holdfast_recovery::prefetch(&keyring, &source, lineage, after, &directory);
+    let options = PrefetchOptions { source, lineage, after, timeline: timeline.map(Timeline::new) };
+    let ahead = holdfast_recovery::prefetch(&keyring, handover, &options);
     crate::signals::droppable(&context.cancel, async { Ok(ahead.await?) }).await?;
     Ok(Exit::Done)
 }
 
-/// What `wal get` knows of the process that fetches ahead.
+/// What is to be fetched ahead.
 #[derive(Debug)]
-pub(super) struct Ahead {
-    pub(super) config: PathBuf,
-    pub(super) source: String,
-    pub(super) directory: PathBuf,
+pub(super) struct Ahead<'a> {
+    pub(super) config: &'a Path,
+    pub(super) source: &'a str,
+    pub(super) directory: &'a Path,
+    pub(super) lineage: Lineage,
+    pub(super) timeline: Option<u32>,
+    /// The file that recovery asks for.
+    pub(super) after: &'a str,
 }
 
-impl Ahead {
-    /// Takes a segment that was fetched ahead. They get their names only when they are whole.
-    pub(super) fn take(&self, file: &str, destination: &Path) -> bool {
-        !file.contains('/') && std::fs::rename(self.directory.join(file), destination).is_ok()
+/// Starts the process unless it runs. Nothing depends on it: recovery only gets slower without.
+pub(super) fn start(ahead: &Ahead<'_>) {
+    if get::segment(ahead.after, ahead.lineage).is_some()
+        && !holdfast_recovery::is_served(ahead.directory)
+        && let Err(error) = spawn(ahead)
+    {
+        tracing::debug!(%error, "could not start to fetch ahead");
     }
+}
 
-    /// Starts the process unless it runs. Nothing depends on it: recovery only gets slower without.
-    pub(super) fn go_on(&self, lineage: Lineage, file: &str) {
-        if get::segment(file, lineage).is_some()
-            && !self.is_running()
-            && let Err(error) = self.start(lineage, file)
-        {
-            tracing::debug!(%error, "could not start to fetch ahead");
-        }
+fn spawn(ahead: &Ahead<'_>) -> std::io::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    let Ahead { config, source, directory, lineage, timeline, after } = ahead;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--config").arg(config).args(["wal", "prefetch", source, after]).arg(directory);
+    command.args(["--lineage", &lineage.to_string()]);
+    if let Some(timeline) = timeline {
+        command.args(["--timeline", &timeline.to_string()]);
     }
-
-    fn is_running(&self) -> bool {
-        let Ok(lock) = File::open(self.directory.join("lock")) else { return false };
-        Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_err()
-    }
-
-    fn start(&self, lineage: Lineage, file: &str) -> std::io::Result<()> {
-        use std::os::unix::process::CommandExt as _;
-        // Not waited for: this process ends now, and the new one belongs to nobody.
-        let _child = Command::new(std::env::current_exe()?)
-            .arg("--config")
-            .arg(&self.config)
-            .args(["wal", "prefetch", &self.source, file])
-            .arg(&self.directory)
-            .arg("--lineage")
-            .arg(lineage.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // PostgreSQL signals its command's process group when it is shut down.
-            .process_group(0)
-            .spawn()?;
-        Ok(())
-    }
+    // Not waited for: this process ends soon, and the new one belongs to nobody.
+    let _child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // PostgreSQL signals its command's process group when it is shut down.
+        .process_group(0)
+        .spawn()?;
+    Ok(())
 }
