@@ -8,7 +8,7 @@ use holdfast_repository::{Keyring, Lineage, LogView};
 use holdfast_types::{Lsn, Micros, SnapshotId, Timeline};
 
 use crate::RestoreError;
-use crate::points::{Path, first_segment};
+use crate::points::{LOOKS, Path, first_segment};
 
 /// What to recover to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,24 @@ impl Plan {
 
 /// Chooses the newest snapshot from which the target can be reached.
 pub async fn plan(
+    keyring: &Keyring,
+    source: &str,
+    target: Target,
+    snapshot: Option<SnapshotId>,
+    timeline: Option<Timeline>,
+) -> Result<Plan, RestoreError> {
+    for _ in 1..LOOKS {
+        match make(keyring, source, target.clone(), snapshot.clone(), timeline).await {
+            Err(RestoreError::Repository(error)) if error.is_not_found() => {
+                tracing::debug!(%error, "the repository changed while it was looked at");
+            }
+            outcome => return outcome,
+        }
+    }
+    make(keyring, source, target, snapshot, timeline).await
+}
+
+async fn make(
     keyring: &Keyring,
     source: &str,
     target: Target,

@@ -46,8 +46,24 @@ pub struct RecoverablePoints {
     pub timelines: Vec<TimelinePoints>,
 }
 
+/// A receiver that runs puts whole segments in the place of their pieces: what was listed may have gone when it is read.
+/// So often all of it is looked at before that is an error.
+pub(crate) const LOOKS: u32 = 5;
+
 /// Asks the log's own indexes; an identity that opens them is needed.
 pub async fn recoverable(keyring: &Keyring, source: &str) -> Result<Vec<RecoverablePoints>, RepositoryError> {
+    for _ in 1..LOOKS {
+        match look(keyring, source).await {
+            Err(error) if error.is_not_found() => {
+                tracing::debug!(%error, "the repository changed while it was looked at");
+            }
+            outcome => return outcome,
+        }
+    }
+    look(keyring, source).await
+}
+
+async fn look(keyring: &Keyring, source: &str) -> Result<Vec<RecoverablePoints>, RepositoryError> {
     let repository = keyring.repository();
     let mut snapshots: Vec<Summary> =
         repository.snapshots(source).await?.into_iter().filter_map(|entry| entry.summary.ok()).collect();

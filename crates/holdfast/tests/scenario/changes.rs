@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use holdfast_pgformat::{ClusterState, ControlFile};
 use holdfast_testkit::{PgVersion, Postgres, StopMode, require, wait_until};
 
 use crate::chance::{Chance, is_soak, rounds};
@@ -106,7 +107,12 @@ fn round(version: &PgVersion, chance: &mut Chance) {
     let before = std::fs::read_to_string(&auto).expect("pg_basebackup wrote it");
     std::fs::write(&auto, before + &settings).expect("it can be written");
     reference.start();
-    let is_promoted = || reference.try_sql("select pg_is_in_recovery()").is_ok_and(|is| is == "f");
+    // Nobody asks the server itself: whoever reads a page of the catalogue after the promotion may prune it.
+    let control = reference.data_directory().join("global/pg_control");
+    let is_promoted = || {
+        let control = std::fs::read(&control).ok().and_then(|bytes| ControlFile::parse(&bytes).ok());
+        control.is_some_and(|control| control.state == ClusterState::Production)
+    };
     wait_until(BOUND, "the reference to be promoted", is_promoted);
     reference.stop(StopMode::Fast);
 

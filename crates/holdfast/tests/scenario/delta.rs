@@ -93,7 +93,7 @@ fn tree(root: &Path) -> Tree {
             let content = if metadata.is_symlink() {
                 path.read_link().expect("it is a link").into_os_string().into_encoded_bytes()
             } else if metadata.is_file() {
-                fs::read(&path).expect("it can be read")
+                without_mark(fs::read(&path).expect("it can be read"))
             } else {
                 walk(&path, root, found);
                 Vec::new()
@@ -104,6 +104,21 @@ fn tree(root: &Path) -> Tree {
     let mut found = Tree::new();
     walk(root, root, &mut found);
     found
+}
+
+/// Each restore has a directory of its own in which its log is fetched ahead, and its settings name it.
+fn without_mark(content: Vec<u8>) -> Vec<u8> {
+    const BEFORE: &str = "--prefetch holdfast.prefetch/";
+    match String::from_utf8(content) {
+        Ok(text) => match text.split_once(BEFORE) {
+            Some((before, after)) => {
+                let after = after.trim_start_matches(|c: char| c.is_ascii_hexdigit());
+                format!("{before}{BEFORE}{after}").into_bytes()
+            }
+            None => text.into_bytes(),
+        },
+        Err(binary) => binary.into_bytes(),
+    }
 }
 
 #[track_caller]
