@@ -13,8 +13,9 @@ fn site(settings: &str) -> (Postgres, Site) {
 
 #[test]
 fn a_backup_yields_to_a_slow_database() {
-    let (_server, site) =
-        site("latency_limit = \"10ms\"\nlatency_query = \"select pg_sleep(0.05)\"\nrate_limit = \"64MiB\"");
+    let (_server, site) = site(
+        "latency_limit = \"10ms\"\nlatency_query = \"select pg_sleep(case when random() < 0.3 then 0.03 else 0 end)\"\nrate_limit = \"64MiB\"",
+    );
     let report = site.run(&["backup", "chat", "--json", "--fast"]).expect(0).json();
     let notes = report["notes"].to_string();
     assert!(notes.contains("slowed down") && notes.contains("more than 10ms"), "{notes}");

@@ -2,25 +2,23 @@
 
 use std::path::Path;
 
-use holdfast_testkit::{PgVersion, Postgres, StopMode, require, wait_until};
+use holdfast_testkit::{PgVersion, Postgres, StopMode, default_version, require, wait_until};
 
+use crate::chance::is_soak;
 use crate::pages::differences;
 use crate::site::{BOUND, Site};
 
+/// It takes a minute: on more than one version in the long run only.
 #[test]
-fn an_interrupted_backup_is_gone_on_with_15() {
-    an_interrupted_backup_is_gone_on_with(&require(15));
-}
-
-#[test]
-fn an_interrupted_backup_is_gone_on_with_18() {
-    an_interrupted_backup_is_gone_on_with(&require(18));
+fn an_interrupted_backup_is_gone_on_with() {
+    let versions = if is_soak() { vec![require(15), require(18)] } else { vec![default_version()] };
+    versions.iter().for_each(interrupted_twice);
 }
 
 /// Tables of some megabytes that hardly compress: parts are offered between packs, and a pack is 32 MiB.
 const TABLES: u32 = 60;
 
-fn an_interrupted_backup_is_gone_on_with(version: &PgVersion) {
+fn interrupted_twice(version: &PgVersion) {
     let mut server = Postgres::build(version)
         .setting("autovacuum", "off")
         .setting("wal_keep_size", "4GB")
