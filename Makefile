@@ -36,6 +36,8 @@ lint: ## Checks layout, lints, scripts and documentation. Changes nothing.
 soak: ## Repeats the random accidents: `make soak ROUNDS=500`, default 50. Takes hours.
 	scripts/install-deps.sh
 	scripts/install-postgres-18.sh
+	scripts/fetch-regress.sh 15 18
+	cargo nextest run --locked -p holdfast-changes --cargo-profile $(PROFILE) --run-ignored only
 	HOLDFAST_ROUNDS=$(ROUNDS) cargo nextest run --locked -p holdfast --test scenario --cargo-profile $(PROFILE) --profile soak
 
 bench: ## Measures against other tools: `make bench ONLY=full SIZE_GIB=8` a part of it, at that size.
