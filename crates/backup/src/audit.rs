@@ -281,8 +281,7 @@ fn is_spgist_meta(page: &[u8]) -> bool {
 mod tests {
     use std::path::PathBuf;
 
-    use holdfast_format::manifest::SnapshotKind;
-    use holdfast_types::{Micros, SegmentSize, SnapshotId, SystemId, Timeline};
+    use holdfast_types::SnapshotId;
 
     use super::*;
 
@@ -373,27 +372,7 @@ mod tests {
     fn only_what_came_from_primaries_is_compared_byte_for_byte() {
         let summary = |number: u8, base: Option<u8>, from_standby| {
             let id = |number| SnapshotId::new("20260101T000000Z", [number; 4]).unwrap();
-            Summary {
-                id: id(number),
-                source: "chat".to_owned(),
-                kind: SnapshotKind::Incremental,
-                base: base.map(id),
-                server_version: 180_000,
-                system_id: SystemId::new(1),
-                timeline: Timeline::FIRST,
-                start_lsn: Lsn::ZERO,
-                stop_lsn: Lsn::ZERO,
-                segment_size: SegmentSize::DEFAULT,
-                started_at: Micros::new(0),
-                stopped_at: Micros::new(0),
-                from_standby,
-                bytes: 0,
-                files: 0,
-                read_bytes: None,
-                stored_bytes: 0,
-                damaged_pages: 0,
-                made_by: String::new(),
-            }
+            Summary { id: id(number), base: base.map(id), from_standby, ..crate::changes::tests::summary(1, 0, 0) }
         };
         let at = Some(Lsn::new(5));
         let known = [summary(1, None, false), summary(2, Some(1), false), summary(3, Some(2), false)];

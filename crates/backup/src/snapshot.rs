@@ -203,11 +203,24 @@ impl Job<'_> {
             // An older base than the one that was found first may have been chosen since.
             let packs = packs.filter(|packs| packs.is_of(&known.base));
             let packs = packs.unwrap_or_else(|| PackCheck::begin(epoch.repository(), &known.base));
-            incidents.extend(packs.incidents().await?);
-            incidents.extend(self.vanished(known, &listed, log, (timeline, start.lsn), &mut session).await?);
-            incidents.extend(self.audit(known, &listed, start.lsn).await?);
-            if !incidents.is_empty() {
-                notes.push("everything was read, because what changed is not what the log says".to_owned());
+            let doubt = async {
+                let mut found = packs.incidents().await?;
+                found.extend(self.vanished(known, &listed, log, (timeline, start.lsn), &mut session).await?);
+                found.extend(self.audit(known, &listed, start.lsn).await?);
+                Ok(found)
+            };
+            let doubt = match doubt.await {
+                Err(BackupError::Repository(error)) if known.base.is_unfinished => {
+                    Some(format!("an interrupted backup was begun anew: {error}"))
+                }
+                found => {
+                    incidents = found?;
+                    let why = "everything was read, because what changed is not what the log says";
+                    (!incidents.is_empty()).then(|| why.to_owned())
+                }
+            };
+            if let Some(why) = doubt {
+                notes.push(why);
                 listed.files.iter_mut().for_each(|task| task.reading = Reading::Whole);
                 ground = None;
             }
@@ -378,7 +391,14 @@ impl Job<'_> {
         let Some(keyring) = self.keyring else { return Ok(None) };
         if self.options.kind == SnapshotKind::Full {
             self.progress.begin(Phase("looking for an interrupted backup"), 0);
-            return Base::unfinished(keyring, &self.options.source, &self.info).await;
+            return match Base::unfinished(keyring, &self.options.source, &self.info).await {
+                // A help only: what cannot be used must not keep a full backup from being made.
+                Err(BackupError::Repository(error)) => {
+                    notes.push(format!("an interrupted backup was begun anew: {error}"));
+                    Ok(None)
+                }
+                found => found,
+            };
         }
         self.progress.begin(Phase("reading the snapshot before"), 0);
         let found = match Base::find(keyring, &self.options.source, self.options.kind, &self.info, None).await {
@@ -411,7 +431,9 @@ impl Job<'_> {
         let base_is_unfinished = base.is_unfinished;
         let outcome = if reaches.await? {
             match self.ground(&changes, base, timeline, lsn, notes).await {
-                Err(BackupError::Repository(error)) if error.is_damage() => Err(error.to_string()),
+                Err(BackupError::Repository(error)) if error.is_damage() || base_is_unfinished => {
+                    Err(error.to_string())
+                }
                 outcome => outcome?,
             }
         } else {
