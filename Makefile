@@ -6,9 +6,10 @@ PROFILE := ci
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ROUNDS ?= 50
+SECONDS ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint soak bench format build clean
+.PHONY: help demo test lint soak fuzz bench format build clean
 .SILENT: help
 
 help: ## Lists these commands.
@@ -31,14 +32,19 @@ lint: ## Checks layout, lints, scripts and documentation. Changes nothing.
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items --profile $(PROFILE)
-	shellcheck .ci/run scripts/*.sh
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	shellcheck .ci/run scripts/*.sh fuzz/*.sh
 
-soak: ## Repeats the random accidents: `make soak ROUNDS=500`, default 50. Takes hours.
+soak: ## Repeats the random accidents, and decodes PostgreSQL's own tests: `make soak ROUNDS=500`, default 50. Takes hours.
 	scripts/install-deps.sh
 	scripts/install-postgres-18.sh
 	scripts/fetch-regress.sh 15 18
 	cargo nextest run --locked -p holdfast-changes --cargo-profile $(PROFILE) --run-ignored only
 	HOLDFAST_ROUNDS=$(ROUNDS) cargo nextest run --locked -p holdfast --test scenario --cargo-profile $(PROFILE) --profile soak
+
+fuzz: ## Feeds every decoder with what nobody would write: `make fuzz SECONDS=600`, for each of them, default 60.
+	scripts/install-deps.sh
+	fuzz/run.sh $(SECONDS) $(ONLY)
 
 bench: ## Measures against other tools: `make bench ONLY=full SIZE_GIB=8` a part of it, at that size.
 	scripts/install-deps.sh bench
@@ -47,10 +53,11 @@ bench: ## Measures against other tools: `make bench ONLY=full SIZE_GIB=8` a part
 
 format: ## Lays out the code as `make lint` wants it.
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 build: ## Builds the program for use: target/release/holdfast.
 	cargo build --locked --release -p holdfast
 
 clean: ## Removes everything that was built or measured, but not what was installed.
 	cargo clean
-	rm -rf bench/work
+	rm -rf bench/work fuzz/target fuzz/corpus
