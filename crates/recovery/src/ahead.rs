@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use holdfast_pgformat::TimelineHistory;
 use holdfast_repository::{Keyring, Lineage};
 use holdfast_types::{Segment, SegmentSize, Timeline};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::task::JoinSet;
 
@@ -103,7 +104,7 @@ pub fn ask(directory: &Path, name: &str, destination: &Path) -> Asked {
 /// Whether a process fetches ahead to there, so that what lies in the directory may be used.
 pub fn is_served(directory: &Path) -> bool {
     let Ok(file) = File::open(directory.join(SERVING)) else { return false };
-    Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
 }
 
 fn want(directory: &Path, name: &str) -> io::Result<()> {
@@ -134,8 +135,11 @@ impl Handover {
         if !path.exists() && fs::read_dir(directory).map_err(at(directory))?.next().is_some() {
             return Err(GetError::NotOurs { path: directory.to_owned() });
         }
-        let Ok(lock) = Flock::lock(File::create(&path).map_err(at(&path))?, FlockArg::LockExclusiveNonblock) else {
-            return Ok(None);
+        let file = File::create(&path).map_err(at(&path))?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, error)) => return Err(at(&path)(error.into())),
         };
         clear(directory).map_err(at(directory))?;
         // Locked under another name first: it must not be seen without its lock.
@@ -235,16 +239,18 @@ pub async fn prefetch(keyring: &Keyring, handover: Handover, options: &PrefetchO
 }
 
 /// The names by which recovery asks for a segment, in its order: XLogFileReadAnyTLI() tries the timelines from the newest
-/// to the one that it reads now, but for those that begin in a later segment.
+/// to the one that it reads now, but for those that begin in a later segment. It would try those that were left before the
+/// segment's end as well, of which [`get()`](crate::get()) serves no more than what comes before that.
 fn names(history: &TimelineHistory, number: u64, reading: Timeline, size: SegmentSize) -> Vec<Segment> {
     let ancestors = history.entries().iter().rev().map(|entry| entry.timeline);
     std::iter::once(history.timeline())
         .chain(ancestors)
         .take_while(|timeline| *timeline >= reading)
         .filter(|timeline| {
+            let segment = Segment::new(*timeline, number);
             history
                 .span(*timeline)
-                .is_some_and(|(begin, _)| Segment::containing(*timeline, begin, size).number() <= number)
+                .is_some_and(|(begin, end)| begin < segment.end(size) && end.is_none_or(|end| segment.end(size) <= end))
         })
         .map(|timeline| Segment::new(timeline, number))
         .collect()
@@ -440,9 +446,10 @@ mod tests {
         let file = b"1\t0/5001000\tx\n2\t0/9000000\tx\n";
         let history = TimelineHistory::parse(Timeline::new(4), file).unwrap();
         assert_eq!(names_of(&history, 4, 1), [1]);
-        assert_eq!(names_of(&history, 5, 1), [2, 1]);
-        assert_eq!(names_of(&history, 8, 1), [2, 1]);
-        assert_eq!(names_of(&history, 9, 1), [4, 2, 1]);
+        // Of what it has left only whole segments, and none from behind where it was left.
+        assert_eq!(names_of(&history, 5, 1), [2]);
+        assert_eq!(names_of(&history, 8, 1), [2]);
+        assert_eq!(names_of(&history, 9, 1), [4]);
         // What it has left it does not come back to.
         assert_eq!(names_of(&history, 8, 2), [2]);
         assert_eq!(names_of(&history, 9, 4), [4]);

@@ -259,6 +259,9 @@ impl Tidy {
 pub(crate) fn running_owner(place: &Path) -> Result<Option<PathBuf>, RestoreError> {
     let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     let Some(wanted) = unless_gone(place, identity(place))? else { return Ok(None) };
+    // A server owns its tablespaces, or it could not write them: those of other users, as in containers, need not be
+    // looked into, which only root may do.
+    let owner = place.metadata().map_err(RestoreError::read(place))?.uid();
     let processes = Path::new("/proc");
     for process in fs::read_dir(processes).map_err(RestoreError::read(processes))? {
         let process = process.map_err(RestoreError::read(processes))?;
@@ -268,7 +271,9 @@ pub(crate) fn running_owner(place: &Path) -> Result<Option<PathBuf>, RestoreErro
         let process = process.path();
         let name = process.join("comm");
         let name = unless_gone(&name, fs::read(&name))?.unwrap_or_default();
-        if !matches!(name.trim_ascii(), b"postgres" | b"postmaster") {
+        if !matches!(name.trim_ascii(), b"postgres" | b"postmaster")
+            || unless_gone(&process, process.metadata())?.is_none_or(|metadata| metadata.uid() != owner)
+        {
             continue;
         }
         let directory = process.join("cwd");

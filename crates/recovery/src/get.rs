@@ -36,12 +36,9 @@ pub struct GetOptions {
 }
 
 impl GetOptions {
-    /// What of the log, from `start` on, lies before the cut.
-    fn before_cut(&self, start: Lsn, mut bytes: Vec<u8>) -> Vec<u8> {
-        if let Some(until) = self.until.filter(|_| self.cut) {
-            bytes.truncate(usize::try_from(until.get().saturating_sub(start.get())).unwrap_or(usize::MAX));
-        }
-        bytes
+    /// Where the cut is.
+    fn cut_at(&self) -> Option<Lsn> {
+        self.until.filter(|_| self.cut)
     }
 
     /// Whether all of a segment may be served, so that one which was fetched ahead will do.
@@ -118,14 +115,16 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     }
     let size = options.lineage.segment_size;
     let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
-    if options.cut && options.until.is_some_and(|until| segment.start(size) >= until) {
+    let left_at = left_at(keyring, options, segment.timeline()).await?;
+    let stop = [options.cut_at(), left_at].into_iter().flatten().min();
+    let start = segment.start(size);
+    if stop.is_some_and(|stop| start >= stop) {
         return Ok(GetOutcome::NotFound);
     }
     // A receiver that runs adds to the log between two looks at it.
     for _ in 0..LOOKS {
         let found = keyring.segment(&options.source, options.lineage, segment).await.map_err(failed)?;
-        let start = segment.start(size);
-        let found = found.map(|bytes| options.before_cut(start, bytes));
+        let found = found.map(|bytes| before(stop, start, bytes));
         let end = found.as_ref().map_or(start, |bytes| start.advance(bytes.len() as u64));
         let bytes = match found {
             Some(bytes) if bytes.len() as u64 == size.get() => {
@@ -136,7 +135,8 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
         // Before recovery is told that the log ends here, make sure that it does.
         let view = keyring.repository().log(&options.source, options.lineage).await.map_err(failed)?;
         let timeline = segment.timeline();
-        let is_enough = options.until.is_some_and(|until| end >= until);
+        let is_at_stop = stop == Some(end);
+        let is_enough = is_at_stop || options.until.is_some_and(|until| end >= until);
         if !is_enough && view.objects(timeline).iter().any(|object| object.range.end > end) {
             if view.coverage(timeline).reach(start).is_some_and(|reach| reach > end) {
                 continue;
@@ -146,7 +146,7 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
         if !is_enough && goes_on_elsewhere(keyring, options, &view, timeline, end).await? {
             return Err(GetError::Gap { timeline, at: end });
         }
-        return match bytes.filter(|_| options.partial || options.cut) {
+        return match bytes.filter(|_| options.partial || options.cut || is_at_stop) {
             Some(mut bytes) => {
                 bytes.resize(size.get() as usize, 0);
                 write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
@@ -175,16 +175,37 @@ async fn goes_on_elsewhere(
     if followed <= timeline {
         return Ok(false);
     }
-    let bytes = keyring.history(&options.source, options.lineage, followed).await;
-    let bytes = bytes.map_err(|source| GetError::Repository { name: options.name.clone(), source })?;
-    let history = TimelineHistory::parse(followed, bytes.as_deref().unwrap_or_default());
-    let history = history.map_err(|source| GetError::History { timeline: followed, source })?;
+    let history = history(keyring, options, followed).await?;
     let mut way = history.entries().iter().skip_while(|entry| entry.timeline != timeline);
     let Some(left) = way.next() else { return Ok(false) };
     let size = view.lineage.segment_size.get();
     let mut later = way.map(|entry| entry.timeline).chain([followed]);
     Ok(end.get() < left.switch.get() / size * size
         && later.any(|later| view.end(later).is_some_and(|newest| newest > end)))
+}
+
+/// Where the timeline that recovery was told to follow left this one. What the older server wrote after that is of another
+/// history; PostgreSQL would take it where the followed timeline has no segment, because it then tries those before it.
+async fn left_at(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<Option<Lsn>, GetError> {
+    match options.timeline {
+        Some(followed) if followed > timeline => Ok(history(keyring, options, followed).await?.switch_point(timeline)),
+        _ => Ok(None),
+    }
+}
+
+async fn history(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<TimelineHistory, GetError> {
+    let bytes = keyring.history(&options.source, options.lineage, timeline).await;
+    let bytes = bytes.map_err(|source| GetError::Repository { name: options.name.clone(), source })?;
+    let history = TimelineHistory::parse(timeline, bytes.as_deref().unwrap_or_default());
+    history.map_err(|source| GetError::History { timeline, source })
+}
+
+/// What of the log, from `start` on, lies before `stop`.
+fn before(stop: Option<Lsn>, start: Lsn, mut bytes: Vec<u8>) -> Vec<u8> {
+    if let Some(stop) = stop {
+        bytes.truncate(usize::try_from(stop.get().saturating_sub(start.get())).unwrap_or(usize::MAX));
+    }
+    bytes
 }
 
 /// Whether there is anything of the source: a misspelt one has no log either, and that must not end a recovery.

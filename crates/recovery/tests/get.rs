@@ -60,6 +60,12 @@ impl Fixture {
         self.keyring.repository().put_log(&sealed).await.unwrap();
     }
 
+    async fn history(&self, timeline: u32, text: &str) {
+        let name = Names::history("chat", self.lineage, Timeline::new(timeline));
+        let sealed = self.epoch.seal_history(name, text.as_bytes()).unwrap();
+        self.keyring.repository().put_log(&sealed).await.unwrap();
+    }
+
     fn options(&self, timeline: u32, number: u64) -> GetOptions {
         GetOptions {
             source: "chat".to_owned(),
@@ -121,11 +127,6 @@ async fn a_cut_hides_what_came_since() {
 #[tokio::test]
 async fn what_a_later_timeline_goes_on_from_is_a_gap() {
     let fixture = Fixture::new().await;
-    let history = async |timeline: u32, text: &str| {
-        let name = Names::history("chat", fixture.lineage, Timeline::new(timeline));
-        let sealed = fixture.epoch.seal_history(name, text.as_bytes()).unwrap();
-        fixture.keyring.repository().put_log(&sealed).await.unwrap();
-    };
     fixture.log(1, 3, MIB).await;
     fixture.log(1, 4, 4096).await;
     let get = async |timeline, number, followed: Option<u32>, until: Option<u64>| {
@@ -142,10 +143,10 @@ async fn what_a_later_timeline_goes_on_from_is_a_gap() {
     // Nothing goes on yet.
     assert_eq!(get(1, 4, None, None).await, Ok(Some(4096)));
     assert_eq!(get(1, 5, None, None).await, Ok(None));
-    history(2, "1\t0/600800\tno recovery target specified\n").await;
+    fixture.history(2, "1\t0/600800\tno recovery target specified\n").await;
     assert_eq!(get(1, 5, None, None).await, Ok(None), "a timeline of which there is no log yet");
     fixture.log(2, 7, 4096).await;
-    history(3, "1\t0/600800\tno recovery target specified\n2\t0/800800\tno recovery target specified\n").await;
+    fixture.history(3, "1\t0/600800\tno recovery target specified\n2\t0/800800\tno recovery target specified\n").await;
     fixture.log(3, 8, 4096).await;
     for followed in [None, Some(2), Some(3)] {
         assert_eq!(get(1, 3, followed, None).await, Ok(Some(MIB)));
@@ -163,4 +164,30 @@ async fn what_a_later_timeline_goes_on_from_is_a_gap() {
     assert_eq!(get(2, 7, Some(3), None).await, Err(7 * MIB + 4096));
     assert_eq!(get(2, 7, Some(2), None).await, Ok(Some(4096)));
     assert_eq!(get(2, 8, Some(3), None).await, Ok(None));
+}
+
+/// PostgreSQL asks for a segment of the timeline that it follows, and where there is none for that of the one before.
+#[tokio::test]
+async fn what_the_older_server_wrote_after_the_switch_is_not_served() {
+    let fixture = Fixture::new().await;
+    for number in 3..7 {
+        fixture.log(1, number, MIB).await;
+    }
+    // Archived at once; the first segment of timeline 2 will be so when it is full.
+    fixture.history(2, "1\t0/501000\tx\n").await;
+    for partial in [true, false] {
+        for (followed, number, expected) in [
+            (Some(2), 4, Some(MIB)),
+            (Some(2), 5, Some(0x1000)),
+            (Some(2), 6, None),
+            (Some(1), 6, Some(MIB)),
+            (None, 6, Some(MIB)),
+        ] {
+            let timeline = followed.map(Timeline::new);
+            let options = GetOptions { timeline, partial, ..fixture.options(1, number) };
+            assert_eq!(fixture.served(&options).await.unwrap(), expected, "{number} on the way to {followed:?}");
+        }
+    }
+    let followed = GetOptions { timeline: Some(Timeline::new(2)), ..fixture.options(2, 5) };
+    assert_eq!(fixture.served(&followed).await.unwrap(), None);
 }
