@@ -3,6 +3,7 @@
 //! Budgets are fixed; the pace is not: a probe asks the database how it does, and the backup yields to it.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +41,7 @@ const NOTHING: &str = "SELECT 1";
 
 /// How often the database is asked.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// An answer that takes longer is not waited for, if the limit is not longer still.
+/// An answer that takes longer slows the backup down before it is there, if the limit is not longer still.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Decides how fast to go from what the probe finds: half as fast when the limit is passed, a little faster when not
@@ -141,45 +142,58 @@ impl Probe {
 
     /// Never returns.
     pub(crate) async fn watch(&mut self, pace: &Arc<Pace>) -> Infallible {
+        let Self { connection, query, governor, client, seen } = self;
+        let patience = PATIENCE.max(governor.limit * 2);
         loop {
-            let latency = self.ask().await;
-            let before = self.governor.share;
-            let share = self.governor.observe(latency);
-            self.seen.add(latency, self.governor.limit);
-            if share < before {
-                tracing::info!(?latency, limit = ?self.governor.limit, share, "the backup slows down");
+            let begun = Instant::now();
+            // A question that was given up would keep its session at the server for as long as it hangs, and a new one
+            // every second would take all the connections there are. So there is only ever one.
+            let outcome = {
+                let mut question = pin!(ask(client, connection, query));
+                loop {
+                    match tokio::time::timeout(patience, &mut question).await {
+                        Ok(outcome) => break outcome,
+                        Err(_) => heed(governor, seen, None, pace),
+                    }
+                }
+            };
+            let latency = match outcome {
+                Ok(()) => Some(begun.elapsed()),
+                Err(error) => {
+                    tracing::warn!(%error, "the probe of the database failed");
+                    None
+                }
+            };
+            if latency.is_none() {
+                *client = None;
             }
-            pace.set(share);
+            heed(governor, seen, latency, pace);
             tokio::time::sleep(INTERVAL).await;
         }
     }
+}
 
-    /// What one question takes; `None` if there is no answer in time, whatever the cause.
-    async fn ask(&mut self) -> Option<Duration> {
-        let patience = PATIENCE.max(self.governor.limit * 2);
-        let begun = Instant::now();
-        match tokio::time::timeout(patience, self.query()).await {
-            Ok(Ok(())) => Some(begun.elapsed()),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the probe of the database failed");
-                self.client = None;
-                None
-            }
-            Err(_) => {
-                // The answer is still on its way, on a connection that nobody reads any more.
-                self.client = None;
-                None
-            }
-        }
+/// Sets the pace by what a question took; `None` if there was no answer in time, whatever the cause.
+fn heed(governor: &mut Governor, seen: &mut Seen, latency: Option<Duration>, pace: &Pace) {
+    let before = governor.share;
+    let share = governor.observe(latency);
+    seen.add(latency, governor.limit);
+    if share < before {
+        tracing::info!(?latency, limit = ?governor.limit, share, "the backup slows down");
     }
+    pace.set(share);
+}
 
-    async fn query(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let client = match &mut self.client {
-            Some(client) => client,
-            client => client.insert(Client::connect(&self.connection, Purpose::Sql).await?),
-        };
-        client.query(&self.query).await.map(drop).map_err(|error: QueryError| error.into())
-    }
+async fn ask(
+    client: &mut Option<Client>,
+    connection: &ConnInfo,
+    query: &str,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let client = match client {
+        Some(client) => client,
+        client => client.insert(Client::connect(connection, Purpose::Sql).await?),
+    };
+    client.query(query).await.map(drop).map_err(|error: QueryError| error.into())
 }
 
 #[cfg(test)]

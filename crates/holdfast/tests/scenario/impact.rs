@@ -30,6 +30,18 @@ fn a_probe_that_cannot_work_is_refused() {
     site.run(&["backup", "chat", "--fast"]).expect(14).says("latency_query");
 }
 
+/// A server keeps a session for a question that was given up, for as long as it hangs.
+#[test]
+fn a_question_that_hangs_is_the_only_one() {
+    let query = "select pg_sleep(case when nextval('asked') > 1 then 600 else 0 end)";
+    let (server, site) = site(&format!("latency_limit = \"10ms\"\nlatency_query = \"{query}\"\nrate_limit = \"8MiB\""));
+    server.sql("create sequence asked");
+    let report = site.run(&["backup", "chat", "--json", "--fast"]).expect(0).json();
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("slowed down") && notes.contains("were not answered"), "{notes}");
+    assert_eq!(server.sql("select last_value from asked"), "2");
+}
+
 #[test]
 fn the_default_probe_is_a_commit() {
     let (server, site) = site("latency_limit = \"30s\"");
