@@ -6,7 +6,7 @@ use holdfast_format::codec::Compressor;
 use holdfast_format::manifest::Summary;
 use holdfast_pgformat::{Record, TimelineHistory, WalDecoder};
 use holdfast_repository::{Epoch, Keyring, Lineage, LogRange, RepositoryError, SealedLog, StoredChanges};
-use holdfast_types::{Lsn, Segment, Timeline};
+use holdfast_types::{Lsn, Segment, SegmentSize, Timeline};
 
 use crate::BackupError;
 use crate::base::Base;
@@ -67,7 +67,8 @@ pub(crate) async fn between(
         {
             return Ok(Err(why));
         }
-        if let Err(why) = cover(log, timeline, range, &mut between).await? {
+        let needed = LogRange { start, end: end_before(range.end, log.lineage.segment_size).max(start) };
+        if let Err(why) = cover(log, timeline, needed, &mut between).await? {
             return Ok(Err(why));
         }
         between.stretches.push((timeline, range));
@@ -77,6 +78,16 @@ pub(crate) async fn between(
         Some(unknown) => Err(format!("at {}: {}", unknown.lsn, unknown.why)),
         None => Ok(between),
     })
+}
+
+/// Where the first record of a segment can begin: behind the long header of its first page (SizeOfXLogLongPHD).
+const FIRST_RECORD: u64 = 40;
+
+/// Where the last record before `lsn` ends, if that is the first place of a segment where one can begin. On a primary a
+/// backup begins with a switch to another segment, which an archiver does not bring before it is full.
+pub(crate) fn end_before(lsn: Lsn, size: SegmentSize) -> Lsn {
+    let start = Lsn::new(lsn.get() / size.get() * size.get());
+    if lsn.bytes_since(start) <= FIRST_RECORD { start } else { lsn }
 }
 
 /// Why a backup that begins at a position cannot build on a snapshot; `None` if it can.
@@ -298,6 +309,15 @@ pub(crate) mod tests {
     use holdfast_types::{Micros, SegmentSize, SystemId};
 
     use super::*;
+
+    #[test]
+    fn a_segment_that_has_only_begun_is_not_waited_for() {
+        let needed = |lsn| end_before(Lsn::new(lsn), SegmentSize::DEFAULT).get();
+        assert_eq!(needed(0x500_0028), 0x500_0000);
+        assert_eq!(needed(0x500_0000), 0x500_0000);
+        assert_eq!(needed(0x500_0030), 0x500_0030);
+        assert_eq!(needed(0x4ff_fff8), 0x4ff_fff8);
+    }
 
     /// A full one of a primary.
     pub(crate) fn summary(timeline: u32, start: u64, stop: u64) -> Summary {

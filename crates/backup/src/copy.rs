@@ -8,7 +8,7 @@ use holdfast_format::manifest::{MapRef, PackSize};
 use holdfast_format::map::Map;
 use holdfast_format::unfinished::Part;
 use holdfast_postgres::backup_api::BackupSession;
-use holdfast_repository::{Epoch, RepositoryError};
+use holdfast_repository::{Epoch, Lineage, RepositoryError};
 use holdfast_runtime::{Cancel, Pace, RateLimit, lower_thread};
 use holdfast_types::Lsn;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -182,6 +182,17 @@ struct Position {
     lsn: Lsn,
 }
 
+/// A part that is stored once the repository has the log up to where the server was when it was read.
+///
+/// A server that is set back to an earlier state writes another log. What is in the repository is never overwritten, so
+/// that is noticed, but only where the log of the lost state had come to the repository.
+struct WaitingPart {
+    read_at: Instant,
+    read_lsn: Option<Lsn>,
+    map: Map,
+    packs: Vec<PackSize>,
+}
+
 /// Stores what the workers seal.
 struct Uploader {
     epoch: Epoch,
@@ -190,8 +201,8 @@ struct Uploader {
     running: JoinSet<Result<(), RepositoryError>>,
     /// What all parts have in common; nothing if none is wanted.
     head: Option<Part>,
-    /// Parts whose packs are durable, until it is known how far the server was when they were read.
-    waiting: Vec<(Instant, Map, Vec<PackSize>)>,
+    /// Parts whose packs are durable.
+    waiting: Vec<WaitingPart>,
     stored_parts: u32,
 }
 
@@ -225,7 +236,7 @@ impl Uploader {
                     while !self.running.is_empty() {
                         join(&mut self.running).await?;
                     }
-                    self.waiting.push((Instant::now(), map, packs));
+                    self.waiting.push(WaitingPart { read_at: Instant::now(), read_lsn: None, map, packs });
                 }
             }
         }
@@ -238,13 +249,29 @@ impl Uploader {
     /// A part that cannot be stored is no loss: without it more is read again after an interruption.
     async fn store_parts(&mut self, position: Position) {
         let Some(head) = self.head.clone() else { return };
-        let is_known = |(read_at, ..): &mut (Instant, Map, Vec<PackSize>)| *read_at < position.asked_at;
-        for (_, map, packs) in self.waiting.extract_if(.., is_known).collect::<Vec<_>>() {
+        for part in &mut self.waiting {
+            if part.read_at < position.asked_at {
+                part.read_lsn.get_or_insert(position.lsn);
+            }
+        }
+        if self.waiting.iter().all(|part| part.read_lsn.is_none()) {
+            return;
+        }
+        let lineage = Lineage { system_id: head.system_id, segment_size: head.segment_size };
+        let coverage = match self.epoch.repository().log(&head.source, lineage).await {
+            Ok(view) => view.coverage(head.timeline),
+            Err(error) => {
+                tracing::debug!(%error, "it is not known how far the log in the repository goes");
+                return;
+            }
+        };
+        let is_covered = |part: &mut WaitingPart| part.read_lsn.is_some_and(|lsn| coverage.covers(head.start_lsn, lsn));
+        for WaitingPart { read_lsn, map, packs, .. } in self.waiting.extract_if(.., is_covered).collect::<Vec<_>>() {
             let entries = map.entries.len() as u64;
             let stored = async {
                 let (id, bytes) = self.epoch.put_map(&map).await?;
                 let map = MapRef { id, bytes, entries };
-                let part = Part { read_lsn: position.lsn, map, packs, ..head.clone() };
+                let part = Part { read_lsn: read_lsn.unwrap_or(position.lsn), map, packs, ..head.clone() };
                 self.epoch.put_unfinished(&part, self.stored_parts + 1).await
             };
             match stored.await {

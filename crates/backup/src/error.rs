@@ -124,6 +124,9 @@ pub enum BackupError {
     #[error("the window for backups of `{source_name}` closed before the backup was done")]
     WindowClosed { source_name: String },
 
+    #[error("another backup of `{source_name}` is being made on this server")]
+    Running { source_name: String },
+
     #[error("a worker ended unexpectedly")]
     Worker,
 

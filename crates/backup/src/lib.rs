@@ -36,6 +36,6 @@ pub use identity::prove_local;
 pub use impact::{Impact, LatencyLimit};
 pub use push::{PushError, PushOutcome, push};
 pub use receive::{ReceiveError, ReceiveOptions, ReceiveStatus, receive};
-pub use replay::{Due, Replay, ReplayBound, due, log_behind, log_since, newest_on};
+pub use replay::{Due, Newest, Positions, Replay, ReplayBound, due, log_behind, log_since, newest_on};
 pub use snapshot::{BackupOptions, BackupReport, backup};
 pub use window::{Window, WindowError, Windows};

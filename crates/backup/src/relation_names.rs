@@ -27,13 +27,20 @@ impl<'a> RelationNames<'a> {
 
     /// As in ` (app: public.orders)`; nothing where it is not known.
     pub(crate) async fn suffix(&mut self, file: Option<RelationFile>) -> String {
-        let Some(file) = file else { return String::new() };
+        let name = match file {
+            Some(file) => self.name(file).await,
+            None => None,
+        };
+        name.map(|name| format!(" ({name})")).unwrap_or_default()
+    }
+
+    /// The name alone, if it is known.
+    pub(crate) async fn name(&mut self, file: RelationFile) -> Option<String> {
         let relation = file.relation();
         if !self.known.contains_key(&relation) && self.known.len() < MOST {
             let asked = tokio::time::timeout(DEADLINE, relation_name(self.options, file)).await;
             self.known.insert(relation, asked.ok().flatten());
         }
-        let name = self.known.get(&relation).cloned().flatten();
-        name.map(|name| format!(" ({name})")).unwrap_or_default()
+        self.known.get(&relation).cloned().flatten()
     }
 }

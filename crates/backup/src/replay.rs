@@ -37,24 +37,54 @@ pub struct ReplayBound {
 pub enum Due {
     /// There is no snapshot on this timeline behind which the log is whole.
     NoSnapshot,
+    /// The server is before the newest snapshot's end: it was set back, and what it writes now is in no snapshot.
+    SetBack,
     Yes(Replay),
     No(Replay),
-    /// It would be, and could not begin later than the newest one: a standby has had no checkpoint since.
+    /// It would be, and could not begin later than the newest one: the primary has made no checkpoint since.
     InVain(Replay),
+    /// The same, though the primary has: the standby that backups are taken from lags.
+    Lags(Replay),
+}
+
+/// The newest snapshot, as far as it counts here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    pub start: Lsn,
+    pub stop: Lsn,
+    /// Log since its start that takes time to replay.
+    pub bytes: u64,
+}
+
+/// Where the servers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Positions {
+    /// The source's server.
+    pub now: Lsn,
+    /// Where a backup would begin.
+    pub begin: Lsn,
+    /// Whether that is a standby itself.
+    pub in_recovery: bool,
+    /// Where the primary's last checkpoint begins, if backups are taken from a standby of it.
+    pub checkpoint: Option<Lsn>,
 }
 
 /// Decides by the newest snapshot's start and the log since then, and by where a backup would begin.
 ///
 /// Half of the target is left for the log that is written until the backup exists.
-pub fn due(bound: &ReplayBound, newest: Option<(Lsn, u64)>, begin: Lsn) -> Due {
-    let Some((start, bytes)) = newest else { return Due::NoSnapshot };
+pub fn due(bound: &ReplayBound, newest: Option<Newest>, at: Positions) -> Due {
+    let Some(Newest { start, stop, bytes }) = newest else { return Due::NoSnapshot };
     let replay = Replay::of(bytes, bound.rate);
-    if replay.keeps(bound.target / 2) {
+    if at.now < stop {
+        if at.in_recovery { Due::Lags(replay) } else { Due::SetBack }
+    } else if replay.keeps(bound.target / 2) {
         Due::No(replay)
-    } else if begin <= start {
-        Due::InVain(replay)
-    } else {
+    } else if at.begin > start {
         Due::Yes(replay)
+    } else if at.checkpoint.is_some_and(|checkpoint| checkpoint > start) {
+        Due::Lags(replay)
+    } else {
+        Due::InVain(replay)
     }
 }
 
@@ -124,9 +154,17 @@ mod tests {
         Lsn::new(mib * MIB)
     }
 
+    fn newest(bytes: u64) -> Newest {
+        Newest { start: at(1000), stop: at(1001), bytes }
+    }
+
+    fn primary(now: Lsn) -> Positions {
+        Positions { now, begin: now, in_recovery: false, checkpoint: None }
+    }
+
     #[test]
     fn a_backup_is_due_when_half_of_the_target_is_used_up() {
-        let decide = |bytes| due(&bound(), Some((at(1000), bytes)), at(1000).advance(bytes));
+        let decide = |bytes| due(&bound(), Some(newest(bytes)), primary(at(1001).advance(bytes)));
         assert_eq!(decide(0), Due::No(Replay { bytes: 0, time: Duration::ZERO }));
         assert_eq!(decide(120 * MIB), Due::No(Replay { bytes: 120 * MIB, time: Duration::from_millis(3750) }));
         // 15 s at 32 MiB/s are 480 MiB.
@@ -137,15 +175,33 @@ mod tests {
 
     #[test]
     fn without_a_snapshot_a_backup_is_due() {
-        assert_eq!(due(&bound(), None, Lsn::ZERO), Due::NoSnapshot);
+        assert_eq!(due(&bound(), None, primary(Lsn::ZERO)), Due::NoSnapshot);
+    }
+
+    #[test]
+    fn a_server_before_the_newest_snapshot_was_set_back() {
+        assert_eq!(due(&bound(), Some(newest(0)), primary(at(900))), Due::SetBack);
+        assert_eq!(due(&bound(), Some(newest(0)), primary(at(1000))), Due::SetBack);
+        assert!(matches!(due(&bound(), Some(newest(0)), primary(at(1001))), Due::No(_)));
+        let standby = Positions { in_recovery: true, ..primary(at(900)) };
+        assert!(matches!(due(&bound(), Some(newest(0)), standby), Due::Lags(_)));
     }
 
     #[test]
     fn a_standby_without_a_new_checkpoint_makes_none_in_vain() {
-        let decide = |begin| due(&bound(), Some((at(1000), 4000 * MIB)), begin);
-        assert!(matches!(decide(at(1000)), Due::InVain(_)));
-        assert!(matches!(decide(at(900)), Due::InVain(_)));
-        assert!(matches!(decide(at(1001)), Due::Yes(_)));
+        let decide = |begin, checkpoint| {
+            due(
+                &bound(),
+                Some(newest(4000 * MIB)),
+                Positions { begin, checkpoint: Some(checkpoint), ..primary(at(6000)) },
+            )
+        };
+        assert!(matches!(decide(at(1000), at(1000)), Due::InVain(_)));
+        assert!(matches!(decide(at(900), at(1000)), Due::InVain(_)));
+        assert!(matches!(decide(at(1001), at(1001)), Due::Yes(_)));
+        // The primary has made one, and the standby has not come to it.
+        assert!(matches!(decide(at(1000), at(1001)), Due::Lags(_)));
+        assert!(matches!(decide(at(900), at(5000)), Due::Lags(_)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast_format::manifest::{Owner, Tablespace as StoredTablespace};
 use holdfast_pgformat::ControlFile;
-use holdfast_postgres::client::{Client, Purpose};
+use holdfast_postgres::client::{Client, Purpose, literal};
 use holdfast_postgres::server::{Right, ServerInfo, check_rights};
 use holdfast_types::SystemId;
 
@@ -21,6 +21,19 @@ const NEWEST: u32 = 18;
 
 /// Where restores keep settings that were outside the data directory. A server may be told to read them there.
 const SET_ASIDE: &str = "holdfast.config";
+
+/// "HOLD", before the hash of the source's name.
+const LOCK: u32 = 0x484f_4c44;
+
+/// Says by an advisory lock, which goes with the session, that a backup is being made; whether it is the only one.
+pub(crate) async fn is_only_one(client: &mut Client, source: &str) -> Result<bool, BackupError> {
+    let sql =
+        format!("SELECT pg_catalog.pg_try_advisory_lock({LOCK}, pg_catalog.hashtext({})) AS only", literal(source));
+    let failed = |error| BackupError::Query { source_name: source.to_owned(), source: error };
+    let row = client.query_one(&sql).await.map_err(failed)?;
+    // What cannot be read is no reason to make none.
+    Ok(row.truth("only").unwrap_or(true))
+}
 
 pub(crate) async fn connect(options: &BackupOptions) -> Result<(Client, ServerInfo), BackupError> {
     let source_name = || options.source.clone();

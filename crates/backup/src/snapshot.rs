@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use holdfast_changes::ChangeMap;
 use holdfast_format::manifest::{DamagedPage, Manifest, MapRef, SnapshotKind, Summary};
 use holdfast_format::map::Map;
 use holdfast_format::unfinished::Part;
@@ -33,14 +35,15 @@ use crate::fragmentation;
 use crate::identity::prove_local;
 use crate::impact::{Impact, Probe};
 use crate::packs::PackCheck;
+use crate::relation_names::RelationNames;
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
-    add_config_files, config_files, connect, find_data_directory, owner, parameters, read_control_file, relation_name,
+    add_config_files, config_files, connect, find_data_directory, is_only_one, owner, parameters, read_control_file,
     tablespaces,
 };
 use crate::upstream;
-use crate::vanished::{self, Inquiry};
+use crate::vanished::{self, Inquiry, Vanished};
 use crate::window::Windows;
 use crate::worker::Output;
 
@@ -68,6 +71,8 @@ pub struct BackupOptions {
     pub slot: Option<String>,
     /// How long to wait for the log when somebody else brings it.
     pub log_wait: Duration,
+    /// Not while another backup of the source is being made on the same server.
+    pub unless_running: bool,
 }
 
 /// What was done.
@@ -98,6 +103,9 @@ pub async fn backup(
     };
     progress.begin(Phase("connecting"), 0);
     let (mut client, info) = connect(options).await?;
+    if !is_only_one(&mut client, &options.source).await? && options.unless_running {
+        return Err(BackupError::Running { source_name: options.source.clone() });
+    }
     if let Some(log_connection) = &options.log_connection {
         upstream::check(&options.source, &mut client, &info, log_connection).await?;
     }
@@ -106,14 +114,15 @@ pub async fn backup(
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
     let log = LogFeed::begin(repository, options, &info).await?;
     let stop = Cancel::new();
-    let job = Job { epoch, keyring, options, info, data_directory, lineage, progress, cancel: &stop };
+    let is_over = AtomicBool::new(false);
+    let job = Job { epoch, keyring, options, info, data_directory, lineage, progress, cancel: &stop, is_over };
     let run = async {
         let running = job.run(client, &log);
         tokio::pin!(running);
         let is_closed = tokio::select! {
             outcome = &mut running => return (outcome, false),
             () = cancel.cancelled() => false,
-            () = until(closes) => true,
+            () = closing(closes, &job.is_over) => true,
         };
         stop.cancel();
         (running.await, is_closed)
@@ -137,9 +146,10 @@ fn closing_time(windows: &Windows, source: &str) -> Result<jiff::Timestamp, Back
     })
 }
 
-async fn until(moment: Option<jiff::Timestamp>) {
+/// Returns when the window closes on a backup that the server still has a part in.
+async fn closing(moment: Option<jiff::Timestamp>, is_over: &AtomicBool) {
     // The clock may be set meanwhile: it is looked at again and again.
-    while moment.is_none_or(|moment| jiff::Timestamp::now() < moment) {
+    while moment.is_none_or(|moment| jiff::Timestamp::now() < moment) || is_over.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -154,6 +164,8 @@ pub(crate) struct Job<'a> {
     lineage: Lineage,
     pub progress: &'a Progress,
     pub cancel: &'a Cancel,
+    /// The server's part is over: the rest costs it nothing.
+    is_over: AtomicBool,
 }
 
 /// What a backup builds on.
@@ -205,18 +217,20 @@ impl Job<'_> {
             let packs = packs.unwrap_or_else(|| PackCheck::begin(epoch.repository(), &known.base));
             let doubt = async {
                 let mut found = packs.incidents().await?;
-                found.extend(self.vanished(known, &listed, log, (timeline, start.lsn), &mut session).await?);
+                let vanished = self.vanished(known, &listed, log, (timeline, start.lsn), &mut session).await?;
+                found.extend(vanished.incidents);
                 found.extend(self.audit(known, &listed, start.lsn).await?);
-                Ok(found)
+                Ok((found, vanished.unclear))
             };
             let doubt = match doubt.await {
                 Err(BackupError::Repository(error)) if known.base.is_unfinished => {
                     Some(format!("an interrupted backup was begun anew: {error}"))
                 }
                 found => {
-                    incidents = found?;
+                    let (found, unclear) = found?;
+                    incidents = found;
                     let why = "everything was read, because what changed is not what the log says";
-                    (!incidents.is_empty()).then(|| why.to_owned())
+                    if incidents.is_empty() { unclear } else { Some(why.to_owned()) }
                 }
             };
             if let Some(why) = doubt {
@@ -239,7 +253,7 @@ impl Job<'_> {
             let kept = listed.bytes().saturating_sub(read_bytes);
             notes.push(format!("goes on from an interrupted backup: {} were not read again", ByteSize::new(kept)));
         }
-        let part = self.part(&id, (timeline, &start));
+        let part = self.part(&id, (timeline, &start), base.as_deref());
         let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_mut(), part).await?;
         notes.extend(probe.and_then(|probe| probe.seen.note(probe.limit())));
 
@@ -247,6 +261,7 @@ impl Job<'_> {
         prove_local(&self.data_directory, session.client()).await?;
         let pg_control = read_control_file(&self.data_directory).await?;
         let stop = session.stop().await.map_err(BackupError::Api)?;
+        self.is_over.store(true, Ordering::Relaxed);
         if stop.timeline != stop.start_timeline || stop.start_timeline != timeline {
             // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
             return Err(BackupError::TimelineChanged);
@@ -274,7 +289,7 @@ impl Job<'_> {
             segment_size: info.wal_segment_size,
             started_at: start.started_at,
             stopped_at: stop.stopped_at,
-            from_standby: info.in_recovery,
+            from_standby: self.is_from_standby(base.as_deref()),
             bytes,
             files,
             read_bytes: Some(read_bytes),
@@ -315,7 +330,7 @@ impl Job<'_> {
     }
 
     /// What is stored of a full backup now and then while it is not done.
-    fn part(&self, id: &SnapshotId, (timeline, start): (Timeline, &BackupStart)) -> Option<Part> {
+    fn part(&self, id: &SnapshotId, (timeline, start): (Timeline, &BackupStart), base: Option<&Base>) -> Option<Part> {
         (self.options.kind == SnapshotKind::Full).then(|| Part {
             id: id.clone(),
             source: self.options.source.clone(),
@@ -326,11 +341,16 @@ impl Job<'_> {
             start_lsn: start.lsn,
             read_lsn: start.lsn,
             started_at: start.started_at,
-            from_standby: self.info.in_recovery,
+            from_standby: self.is_from_standby(base),
             checksums: self.info.data_checksums,
             map: MapRef { id: PackId::new([0; 32]), bytes: 0, entries: 0 },
             packs: Vec::new(),
         })
+    }
+
+    /// Whether any page is a standby's: those that an interrupted backup took from one are no less so.
+    fn is_from_standby(&self, base: Option<&Base>) -> bool {
+        self.info.in_recovery || base.is_some_and(|base| base.is_unfinished && base.summary.from_standby)
     }
 
     /// Compares some pages that are said to be unchanged with what the base has.
@@ -359,22 +379,27 @@ impl Job<'_> {
         feed: &LogFeed,
         (timeline, start): (Timeline, Lsn),
         session: &mut BackupSession,
-    ) -> Result<Vec<String>, BackupError> {
-        let Some(log) = self.log() else { return Ok(Vec::new()) };
+    ) -> Result<Vanished, BackupError> {
+        let Some(log) = self.log() else { return Ok(Vanished::default()) };
         let suspects = vanished::suspects(ground.base.files(), listed, &ground.between.map);
         if suspects.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Vanished::default());
         }
         // The listing was made after the backup began; what happened in between is in the log as well.
         let query = |source| BackupError::Query { source_name: self.options.source.clone(), source };
         let end = log_position(session.client()).await.map_err(query)?;
         let reaches = feed.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, end), self.cancel);
         let range = LogRange { start, end };
-        let since =
-            if end > start && reaches.await? { changes::since(&log, timeline, range).await?.ok() } else { None };
+        let since = if end <= start {
+            Some(ChangeMap::default())
+        } else if reaches.await? {
+            changes::since(&log, timeline, range).await?.ok()
+        } else {
+            None
+        };
         let (keyring, base, data_directory) = (log.keyring, &*ground.base, self.data_directory.as_path());
         let inquiry = Inquiry { keyring, base, options: self.options, data_directory, listed };
-        inquiry.incidents(suspects, since.as_ref()).await
+        inquiry.run(suspects, since.as_ref()).await
     }
 
     fn log(&self) -> Option<changes::Log<'_>> {
@@ -427,7 +452,8 @@ impl Job<'_> {
     ) -> Result<Option<Ground>, BackupError> {
         let Some(changes) = self.log() else { return Ok(None) };
         self.progress.begin(Phase("finding what changed"), 0);
-        let reaches = log.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, lsn), self.cancel);
+        let needed = changes::end_before(lsn, self.lineage.segment_size);
+        let reaches = log.reaches(self.epoch.repository(), self.options, (self.lineage, timeline, needed), self.cancel);
         let base_is_unfinished = base.is_unfinished;
         let outcome = if reaches.await? {
             match self.ground(&changes, base, timeline, lsn, notes).await {
@@ -528,13 +554,14 @@ fn stamp(now: Micros) -> String {
 /// The pages that stayed bad and that the log of the backup does not excuse, with the names of their relations.
 async fn damaged_pages(outputs: &[Output], start: Lsn, stop: Lsn, options: &BackupOptions) -> Vec<DamagedPage> {
     let mut damage = Vec::new();
+    let mut names = RelationNames::new(options);
     for file in outputs.iter().flat_map(|output| &output.files) {
         let damaged: Vec<_> = file.suspects.iter().filter(|suspect| suspect.is_damaged(start, stop)).collect();
         if damaged.is_empty() {
             continue;
         }
         let relation = match file.task.relation {
-            Some(relation) => relation_name(options, relation).await,
+            Some(relation) => names.name(relation).await,
             None => None,
         };
         let path = String::from_utf8_lossy(&file.task.name).into_owned();

@@ -31,8 +31,10 @@ use crate::snapshot::BackupOptions;
 
 /// More are counted, not named.
 const NAMED: usize = 10;
-/// How long a database may take to be removed.
-const DROP_BOUND: Duration = Duration::from_mins(1);
+/// How long a database may take to be removed, once that is seen.
+const DROP_BOUND: Duration = Duration::from_mins(10);
+/// How long nobody may be able to connect to one.
+const CONNECT_BOUND: Duration = Duration::from_mins(1);
 const ASKING_BOUND: Duration = Duration::from_secs(20);
 
 /// A file that should have more pages than it has.
@@ -107,17 +109,35 @@ pub(crate) struct Inquiry<'a> {
     pub listed: &'a Scan,
 }
 
+/// What an inquiry finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Vanished {
+    /// What cannot be explained, one sentence each.
+    pub incidents: Vec<String>,
+    /// Why it is not known whether what was found can be explained.
+    pub unclear: Option<String>,
+}
+
 impl Inquiry<'_> {
-    /// What cannot be explained, one sentence each. `since` is what the log says of the time since this backup began.
-    pub(crate) async fn incidents(
+    /// `since` is what the log says of the time since this backup began, if that is known.
+    pub(crate) async fn run(
         &self,
         mut suspects: Vec<Suspect>,
         since: Option<&ChangeMap>,
-    ) -> Result<Vec<String>, BackupError> {
+    ) -> Result<Vanished, BackupError> {
+        let mut unclear = None;
         if let Some(since) = since {
             for suspect in &mut suspects {
                 suspect.excuse(since);
             }
+        } else {
+            // Only the log could tell that a file was cut. Whether one may be gone the catalogue knows as well.
+            let cut = suspects.extract_if(.., |suspect| suspect.has.is_some()).count();
+            unclear = (cut > 0).then(|| {
+                format!(
+                    "everything was read: {cut} files are shorter, and the log since the backup began is not there yet"
+                )
+            });
         }
         let mut missing = Vec::new();
         for suspect in suspects {
@@ -130,7 +150,7 @@ impl Inquiry<'_> {
             guilty.extend(self.look_up(database, suspects).await);
         }
         guilty.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-        Ok(self.say(guilty))
+        Ok(Vanished { incidents: self.say(guilty), unclear })
     }
 
     /// Whether anything but empty pages lay where there is nothing now.
@@ -174,23 +194,26 @@ impl Inquiry<'_> {
             return asked.ok().flatten().map_or_else(|| unknown(suspects.clone()), |names| known(&suspects, &names));
         }
         let begun = Instant::now();
-        let is_going = suspects.iter().any(|suspect| self.has_lost_its_database(suspect));
-        let name = loop {
-            match tokio::time::timeout(ASKING_BOUND, self.database_name(database)).await.ok().flatten() {
+        loop {
+            let known_as = tokio::time::timeout(ASKING_BOUND, self.database(database)).await.ok().flatten();
+            let (name, mut is_going) = match known_as {
                 // It was dropped.
                 Some(None) => return Vec::new(),
-                Some(Some(_)) if is_going && begun.elapsed() < DROP_BOUND => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Some(Some(name)) => break name,
+                Some(Some(found)) => found,
                 None => return unknown(suspects),
+            };
+            is_going |= suspects.iter().any(|suspect| self.has_lost_its_database(suspect));
+            if !is_going {
+                let asked = tokio::time::timeout(ASKING_BOUND, self.ask(Some(&name), &suspects)).await;
+                if let Some(names) = asked.ok().flatten() {
+                    return known(&suspects, &names);
+                }
             }
-        };
-        let asked = tokio::time::timeout(ASKING_BOUND, self.ask(Some(&name), &suspects)).await;
-        match asked.ok().flatten() {
-            Some(names) => known(&suspects, &names),
-            // One that nobody may connect to cannot have dropped anything either.
-            None => unknown(suspects),
+            // Nobody can connect to one that is being dropped, and its row is there until the last of its files is gone.
+            if begun.elapsed() > if is_going { DROP_BOUND } else { CONNECT_BOUND } {
+                return unknown(suspects);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 
@@ -204,14 +227,17 @@ impl Inquiry<'_> {
         self.base.file(&name).is_some() && !path.exists()
     }
 
-    /// `None`: could not find out. `Some(None)`: there is no such database.
-    async fn database_name(&self, database: u32) -> Option<Option<String>> {
+    /// The name of a database, and whether a drop of it has begun. `None`: could not find out. `Some(None)`: there is no
+    /// such database.
+    async fn database(&self, database: u32) -> Option<Option<(String, bool)>> {
         let mut client = Client::connect(&self.options.connection, Purpose::Sql).await.ok()?;
-        let sql = format!("SELECT datname FROM pg_catalog.pg_database WHERE oid = {database}");
+        // DATCONNLIMIT_INVALID_DB of pg_database.h, set since the minor releases of August 2023.
+        let sql =
+            format!("SELECT datname, datconnlimit = -2 AS going FROM pg_catalog.pg_database WHERE oid = {database}");
         let rows = client.query(&sql).await.ok()?;
         client.close().await;
         match rows.first() {
-            Some(row) => row.text("datname").ok().map(|name| Some(name.to_owned())),
+            Some(row) => Some(Some((row.text("datname").ok()?.to_owned(), row.truth("going").ok()?))),
             None => Some(None),
         }
     }

@@ -117,7 +117,8 @@ impl Windows {
         // A time that the clock leaps over, or has twice, is taken as jiff's "compatible" does.
         let moment =
             |day: Date, time| Some(self.zone.to_ambiguous_zoned(day.to_datetime(time)).compatible().ok()?.timestamp());
-        Some((moment(day, window.from)?, moment(last, window.to)?))
+        // One that would end with what is leapt over does not open on that day.
+        Some((moment(day, window.from)?, moment(last, window.to)?)).filter(|(from, to)| from < to)
     }
 
     /// A moment on the clock of the windows.
@@ -185,6 +186,17 @@ mod tests {
         // In the night in which an hour is missing it is two hours long, in the one that has an hour twice four.
         assert_eq!(berlin.closes(at("2026-03-29T00:30:00Z")), Some(at("2026-03-29T02:00:00Z")));
         assert_eq!(berlin.closes(at("2026-10-24T23:30:00Z")), Some(at("2026-10-25T03:00:00Z")));
+    }
+
+    #[test]
+    fn a_window_that_the_clock_leaps_over_does_not_open() {
+        // In the night of the twenty-ninth of March 03:00 comes after 02:00.
+        let berlin = windows(&["02:30-03:00"], "Europe/Berlin");
+        for minute in 0..120 {
+            let now = at("2026-03-29T00:00:00Z").checked_add(Span::new().minutes(minute)).unwrap();
+            assert_eq!(berlin.closes(now), None, "{now}");
+            assert_eq!(berlin.opens(now), Some(at("2026-03-30T00:30:00Z")), "{now}");
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ use crate::select::Reading;
 
 /// Plain bytes of a frame: decided by measurement, see `docs/decisions/0003-frames-and-packs.md`.
 pub(crate) const FRAME_BYTES: usize = 256 << 10;
+/// How often a read that ends before the file does is made again.
+const SHORT_READS: u32 = 3;
 /// Read at once: without the page cache nobody reads ahead for us.
 const READ_BYTES: usize = 4 * FRAME_BYTES;
 /// Relations from this size on are read past the page cache.
@@ -235,7 +237,6 @@ impl Worker {
                 self.shared.progress.add(frame.len() as u64);
             }
             if got < want {
-                // Truncated since it was listed; the log does the same again.
                 break;
             }
         }
@@ -304,8 +305,18 @@ impl Worker {
         // Direct I/O reads whole blocks only: asked for in full, and what is beyond the size is not taken.
         let ask = want.next_multiple_of(ALIGNMENT).min(buffer.len());
         let room = buffer.get_mut(..ask).unwrap_or_default();
-        let got = read_full_at(file, room, at).map_err(failed(&read.task.path))?.min(want);
-        Ok(got)
+        let mut got = 0;
+        for _ in 0..SHORT_READS {
+            got = read_full_at(file, room, at).map_err(failed(&read.task.path))?.min(want);
+            let end = file.metadata().map_err(failed(&read.task.path))?.len();
+            // A file that ends there was cut since it was listed, and the log does the same again. It may have grown
+            // between the two looks; what is read short again and again would be missing from the snapshot.
+            if got == want || end <= at + got as u64 {
+                return Ok(got);
+            }
+        }
+        let short = format!("only {got} of {want} bytes at {at} could be read, and the file is longer");
+        Err(failed(&read.task.path)(io::Error::new(io::ErrorKind::UnexpectedEof, short)))
     }
 
     /// Takes the base's bytes up to `end`.
@@ -478,8 +489,12 @@ impl Worker {
         self.send(Sealed::Part { map, packs })
     }
 
-    fn send(&self, sealed: Sealed) -> Result<(), BackupError> {
-        self.sealed.blocking_send(sealed).map_err(|_| BackupError::Worker)
+    fn send(&mut self, sealed: Sealed) -> Result<(), BackupError> {
+        let begun = Instant::now();
+        self.sealed.blocking_send(sealed).map_err(|_| BackupError::Worker)?;
+        // While a slow store is waited for the database is left in peace anyway.
+        self.working_since += begun.elapsed();
+        Ok(())
     }
 
     fn finish(mut self) -> Result<Output, BackupError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use holdfast_backup::{BackupOptions, BackupReport, LatencyLimit, Replay, ReplayBound, backup};
+use holdfast_backup::{BackupError, BackupOptions, BackupReport, LatencyLimit, Replay, ReplayBound, backup};
 use holdfast_format::manifest::SnapshotKind;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::Keyring;
@@ -49,7 +49,8 @@ pub(crate) struct Options {
 
     /// Only if the log since the newest snapshot would take more than half of `replay_target` to replay.
     ///
-    /// For a timer that runs every minute or so: where no backup is due, it says so and exits with 0.
+    /// For a timer that runs every minute or so: where no backup is due, it says so and exits with 0. Where one would be and the
+    /// standby that backups are taken from lags too far to make it, it exits with 1.
     #[arg(long)]
     if_due: bool,
 
@@ -115,7 +116,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         let decided = decided.doing(|| format!("could not find out whether a backup of `{}` is due", source.name))?;
         if !decided.is_due() {
             context.output.result(&decided.json(), || decided.text() + "\n")?;
-            return Ok(Exit::Done);
+            return Ok(if decided.is_failure() { Exit::Failed } else { Exit::Done });
         }
         context.output.note(&decided.text());
     }
@@ -152,11 +153,17 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         level: options.level.unwrap_or(settings.level),
         slot: Some(source.slot.clone()),
         log_wait: LOG_WAIT,
+        unless_running: options.if_due,
     };
     let progress = Progress::new();
     let shown = context.show(&progress);
     let report = backup(&repository, keyring.as_ref(), &job, &progress, &context.cancel).await;
     drop(shown);
+    if let Err(error @ BackupError::Running { .. }) = &report {
+        let value = serde_json::json!({ "due": false, "running": true });
+        context.output.result(&value, || format!("not due: {error}\n"))?;
+        return Ok(Exit::Done);
+    }
     let mut report = report.doing(|| format!("could not back up `{}`", source.name))?;
     let bound = settings.replay_bound();
     report.notes.extend(bound.and_then(|bound| too_long(&report, &bound, checkpoint)));

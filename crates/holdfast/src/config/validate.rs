@@ -143,20 +143,28 @@ fn check_impact(table: &BackupToml, default: &Impact) -> Result<Impact, Problem>
 }
 
 fn check_windows(table: &BackupToml) -> Result<Option<Windows>, Problem> {
-    let zone = match &table.time_zone {
-        None => TimeZone::system(),
-        Some(name) => TimeZone::get(name.get_ref()).map_err(|_| {
+    let named = match &table.time_zone {
+        None => None,
+        Some(name) => Some(TimeZone::get(name.get_ref()).map_err(|_| {
             Problem::new(name.span(), format!("`{}` is no time zone", name.get_ref()))
                 .with_hint("Write a name of the IANA database, as in \"Europe/Berlin\" or \"UTC\".")
-        })?,
+        })?),
     };
     let Some(written) = &table.windows else { return Ok(None) };
+    let Some(first) = written.first() else { return Ok(None) };
+    let zone = match named {
+        Some(zone) => zone,
+        None => TimeZone::try_system().map_err(|error| {
+            Problem::new(first.span(), format!("the time zone of this host is not known: {error}"))
+                .with_hint("Set `time_zone`, as in \"Europe/Berlin\" or \"UTC\".")
+        })?,
+    };
     let window = |value: &Spanned<String>| {
         parse::<Window>(value)
             .map_err(|problem| problem.with_hint("Write as in \"22:00-06:00\" or \"Mon-Fri 22:00-06:00\"."))
     };
     let windows: Vec<Window> = written.iter().map(window).collect::<Result<_, _>>()?;
-    Ok((!windows.is_empty()).then(|| Windows::new(windows, zone)))
+    Ok(Some(Windows::new(windows, zone)))
 }
 
 /// One of a few words.

@@ -83,6 +83,7 @@ fn backup(error: &BackupError) -> Option<Verdict> {
             Exit::Cancelled,
             "The next full backup goes on with what is stored. Widen `windows`, or loosen the limits.",
         ),
+        BackupError::Running { .. } => plain(Exit::InTheWay),
         BackupError::TimelineChanged => verdict(Exit::Failed, "Take the backup again."),
         BackupError::Level(_) => plain(Exit::Usage),
         _ => return None,

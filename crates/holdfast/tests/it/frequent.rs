@@ -2,8 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
+use std::time::Duration;
 
-use holdfast_testkit::{Postgres, default_version};
+use holdfast_testkit::{Postgres, default_version, wait_until};
 
 use crate::sandbox::Sandbox;
 
@@ -42,6 +43,28 @@ fn a_backup_is_made_when_it_is_due() {
     sandbox.configure(&config.replace("1MiB", "10B"));
     due(false).says("(target 4 s: NOT kept)").says("note: the log that was written while the backup was made would");
     sandbox.run(&["check", "chat"]).expect(0).says("NOT kept").says("--if-due` every minute");
+}
+
+#[test]
+fn none_is_begun_while_one_is_being_made() {
+    let server = Postgres::build(&default_version()).start();
+    let sandbox = Sandbox::for_servers();
+    let settings = "[source.chat.backup]\nreplay_target = \"4s\"\n";
+    sandbox.add_to_configuration(&format!("[source.chat]\nconnection = \"{}\"\n{settings}", server.conninfo()));
+    let mut slow = sandbox.command(&["backup", "chat", "--fast", "--rate-limit", "1MiB"]);
+    let mut slow = slow.stderr(Stdio::null()).spawn().expect("the program can be run");
+    wait_until(Duration::from_secs(30), "the backup to begin", || {
+        assert!(slow.try_wait().expect("it was not waited for").is_none(), "the backup has ended");
+        server.sql("select count(*) from pg_locks where locktype = 'advisory'") == "1"
+    });
+    sandbox.run(&ARGUMENTS).expect(0).says("not due: another backup of `chat` is being made");
+    // Whoever asks for one gets it.
+    sandbox.run(&["backup", "chat", "--fast"]).expect(0);
+    slow.kill().expect("it runs");
+    slow.wait().expect("it was not waited for");
+    let ended = || server.sql("select count(*) from pg_locks where locktype = 'advisory'") == "0";
+    wait_until(Duration::from_secs(30), "the session to end", ended);
+    sandbox.run(&ARGUMENTS).expect(0).says("of log since snapshot");
 }
 
 #[test]

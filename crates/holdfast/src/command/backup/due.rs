@@ -1,6 +1,6 @@
 //! `--if-due`: whether so much log was written since the newest snapshot that another is due.
 
-use holdfast_backup::{Due, Replay, ReplayBound, due, log_since, newest_on};
+use holdfast_backup::{Due, Newest, Positions, Replay, ReplayBound, due, log_since, newest_on};
 use holdfast_format::manifest::Summary;
 use holdfast_postgres::server::LastCheckpoint;
 use holdfast_postgres::{Client, ConnInfo, Purpose, ServerInfo};
@@ -27,15 +27,22 @@ pub(super) async fn decide(repository: &Repository, source: &Source) -> Result<D
     })?;
     let mut client = Client::connect(&source.connection, Purpose::Sql).await?;
     let info = ServerInfo::read(&mut client).await?;
-    let begin = match &source.backup.connection {
-        Some(standby) => begin_at(standby, &info, client.checkpoint().await?).await?,
-        None if info.in_recovery => client.checkpoint().await?.redo,
-        None => info.lsn,
-    };
+    let last = client.checkpoint().await?;
     client.close().await;
+    let (begin, checkpoint) = match &source.backup.connection {
+        Some(standby) => (begin_at(standby, &info, last).await?, Some(last.redo)),
+        None if info.in_recovery => (last.redo, None),
+        None => (info.lsn, None),
+    };
+    let at = Positions { now: info.lsn, in_recovery: info.in_recovery, begin, checkpoint };
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
     let newest = newest_on(repository, &source.name, lineage, info.timeline).await?;
-    let due = due(&bound, newest.as_ref().map(|newest| (newest.start_lsn, log_since(newest, info.lsn))), begin);
+    let counted = |newest: &Summary| Newest {
+        start: newest.start_lsn,
+        stop: newest.stop_lsn,
+        bytes: log_since(newest, info.lsn),
+    };
+    let due = due(&bound, newest.as_ref().map(counted), at);
     Ok(Decision { due, newest, bound })
 }
 
@@ -57,7 +64,12 @@ async fn begin_at(standby: &ConnInfo, primary: &ServerInfo, last: LastCheckpoint
 
 impl Decision {
     pub(super) fn is_due(&self) -> bool {
-        matches!(self.due, Due::NoSnapshot | Due::Yes(_))
+        matches!(self.due, Due::NoSnapshot | Due::SetBack | Due::Yes(_))
+    }
+
+    /// Whether somebody has to do something, because no backup that could be made now would help.
+    pub(super) fn is_failure(&self) -> bool {
+        matches!(self.due, Due::Lags(replay) if !replay.keeps(self.bound.target))
     }
 
     pub(super) fn text(&self) -> String {
@@ -69,11 +81,18 @@ impl Decision {
         let target = replay::time(self.bound.target);
         match self.due {
             Due::NoSnapshot => "due: there is no snapshot on this timeline with all the log behind it".to_owned(),
+            Due::SetBack => {
+                format!("due: the server is before the end of snapshot {since}, as if it had been set back")
+            }
             Due::Yes(replay) => format!("due: {}; the target is {target}", estimate(replay)),
             Due::No(replay) => format!("not due: {}; the target is {target}", estimate(replay)),
             Due::InVain(replay) => format!(
                 "not due: {}; the target is {target}, and a backup from the standby would begin no later, as the \
                  primary has made no checkpoint since (a shorter checkpoint_timeout there helps)",
+                estimate(replay)
+            ),
+            Due::Lags(replay) => format!(
+                "not due: {}; the target is {target}, and a backup from the standby would begin no later, as it lags",
                 estimate(replay)
             ),
         }
@@ -84,9 +103,10 @@ impl Decision {
             "due": self.is_due(),
             "snapshot": self.newest.as_ref().map(|newest| &newest.id),
         });
-        if let Due::Yes(replay) | Due::No(replay) | Due::InVain(replay) = self.due {
+        if let Due::Yes(replay) | Due::No(replay) | Due::InVain(replay) | Due::Lags(replay) = self.due {
             value["replay"] = replay::json(replay, Some(self.bound.target));
-            value["in_vain"] = matches!(self.due, Due::InVain(_)).into();
+            value["in_vain"] = matches!(self.due, Due::InVain(_) | Due::Lags(_)).into();
+            value["lags"] = matches!(self.due, Due::Lags(_)).into();
         }
         value
     }

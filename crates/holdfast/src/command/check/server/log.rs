@@ -32,6 +32,13 @@ async fn replay(
     let name = source.name.as_str();
     let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
     let Some(newest) = newest_on(repository, name, lineage, info.timeline).await? else { return Ok(()) };
+    if info.lsn < newest.stop_lsn {
+        let found = format!("not known: the server is at {}, before the end of snapshot {}", info.lsn, newest.id);
+        let hint = "Was it set back to an earlier state? Then protect it as another source; what it writes now is in no \
+                    snapshot. A standby may only lag.";
+        checklist.add(Entry::warning(name, REPLAY, found, hint));
+        return Ok(());
+    }
     let replay = Replay::of(log_since(&newest, info.lsn), source.backup.replay_rate);
     let target = source.backup.replay_target;
     let found = crate::replay::text(replay, target);
