@@ -55,7 +55,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--chain-lengths", default="1,10,50", metavar="N,N", help="incrementals before each restore (default 1,10,50)"
     )
     parser.add_argument(
-        "--impact-seconds", type=int, default=30, metavar="N", help="how long each window of impact is (default 30)"
+        "--impact-seconds", type=int, default=90, metavar="N", help="how long each window of impact is (default 90)"
     )
     parser.add_argument("--impact-rate", type=int, default=500, metavar="N", help="commits a second in impact (default 500)")
     parser.add_argument(

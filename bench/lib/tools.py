@@ -37,6 +37,9 @@ class BackupTool(ABC):
     reads_in_server = False
     kinds_made: tuple[str, ...] = (FULL, DIFFERENTIAL, INCREMENTAL)
 
+    # Whether backups begin with a checkpoint at once, and not with one that is spread over its usual time.
+    hurries = True
+
     def __init__(self, work: Path, directory: str = "") -> None:
         self.directory = work / (directory or self.name)
         self.repository = self.directory / "repository"
@@ -118,7 +121,8 @@ class Holdfast(BackupTool):
         measure.run(self.command("init", "--new-identity", str(self.directory / "identity.txt")), self.log)
 
     def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
-        return self.command("backup", "chat", "--type", kind, "--fast", "--parallel", str(PARALLEL))
+        hurry = ["--fast"] if self.hurries else []
+        return self.command("backup", "chat", "--type", kind, *hurry, "--parallel", str(PARALLEL))
 
     def kinds(self) -> list[str]:
         listed = system.command_output(system.as_server_user(self.command("list", "chat", "--json")))
@@ -181,7 +185,8 @@ class PgBackRest(BackupTool):
         measure.run(self.command("stanza-create"), self.log)
 
     def backup_command(self, server: Server, kind: str = FULL) -> list[str]:
-        return self.command(f"--type={self._KINDS[kind]}", "backup")
+        hurry = [] if self.hurries else ["--no-start-fast"]
+        return self.command(f"--type={self._KINDS[kind]}", *hurry, "backup")
 
     def kinds(self) -> list[str]:
         told = system.command_output(system.as_server_user(self.command("--output=json", "info")))

@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::pin::pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,25 +25,71 @@ pub struct Impact {
     /// How far the workers' priority is lowered, from 0 to 19.
     pub nice: i32,
     pub io_class: IoClass,
-    pub latency: Option<LatencyLimit>,
+    pub latency: LatencyLimit,
 }
 
 /// How long the database may take for a probe.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LatencyLimit {
-    pub limit: Duration,
+    pub limit: Limit,
     /// By default a commit on a primary, and an empty query on a standby.
     pub query: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Limit {
+    /// The database is not asked.
+    #[default]
+    Off,
+    /// Twice what it takes while the backup stands still, as long as anybody uses the database.
+    Auto,
+    Fixed(Duration),
+}
+
+impl FromStr for Limit {
+    type Err = LimitError;
+
+    fn from_str(text: &str) -> Result<Self, LimitError> {
+        match text {
+            "off" => Ok(Self::Off),
+            "auto" => Ok(Self::Auto),
+            text => {
+                let time = text.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
+                let limit = time.filter(|time| (SHORTEST..=LONGEST).contains(time)).ok_or(LimitError)?;
+                Ok(Self::Fixed(limit))
+            }
+        }
+    }
+}
+
+/// The text is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected \"auto\", \"off\", or a time from 0.1ms to 60s")]
+pub struct LimitError;
+
+const SHORTEST: Duration = Duration::from_micros(100);
+const LONGEST: Duration = Duration::from_mins(1);
+
 /// A commit that changes nothing: it waits for the disk, and for synchronous standbys.
 const COMMIT: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'holdfast', '')";
 const NOTHING: &str = "SELECT 1";
+const TRANSACTIONS: &str = "SELECT pg_catalog.sum(xact_commit + xact_rollback)::pg_catalog.int8 AS transactions \
+                            FROM pg_catalog.pg_stat_database";
 
 /// How often the database is asked.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// An answer that takes longer slows the backup down before it is there, if the limit is not longer still.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A backup that is done before has disturbed nobody for long.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often the backup stands still, so that it shows what the database takes without it. That changes with the hour.
+const MEASURED_EVERY: Duration = Duration::from_secs(20);
+const MEASURED_BY: usize = 5;
+/// Until what was begun has come to its end, and between two questions.
+const SETTLING: Duration = Duration::from_millis(20);
+/// At least so many transactions of others in a second are users.
+const USED: f64 = 5.0;
 
 /// Decides how fast to go from what the probe finds: half as fast when the limit is passed, a little faster when not
 /// (AIMD, as congestion control does).
@@ -72,17 +119,20 @@ impl Governor {
 }
 
 /// What the probe saw while the files were copied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     pub probes: u64,
     pub above: u64,
     pub unanswered: u64,
     pub worst: Duration,
+    /// Of all probes together.
+    shares: f64,
 }
 
 impl Seen {
-    fn add(&mut self, latency: Option<Duration>, limit: Duration) {
+    fn add(&mut self, latency: Option<Duration>, limit: Duration, share: f64) {
         self.probes += 1;
+        self.shares += share;
         match latency {
             Some(latency) => {
                 self.above += u64::from(latency > limit);
@@ -92,14 +142,26 @@ impl Seen {
         }
     }
 
-    /// What the operator should know.
-    pub(crate) fn note(&self, limit: Duration) -> Option<String> {
-        let Self { probes, above, unanswered, worst } = self;
+    /// What the operator should know of a limit that was set.
+    fn against(&self, limit: Duration) -> Option<String> {
+        let Self { probes, above, unanswered, worst, .. } = self;
         (above + unanswered > 0).then(|| {
             let unanswered =
                 if *unanswered > 0 { format!(", and {unanswered} were not answered") } else { String::new() };
             format!(
                 "slowed down: {above} of {probes} probes of the database took more than {limit:?}{unanswered}; the worst took {worst:.1?}"
+            )
+        })
+    }
+
+    /// The same where nobody set one: only what made the backup much longer.
+    fn yielded(&self) -> Option<String> {
+        let share = self.shares / self.probes.max(1) as f64;
+        (self.probes > 0 && share < 0.5).then(|| {
+            format!(
+                "slowed down for the users of the database: it worked {:.0} % of the time (`latency_limit` sets how long \
+                 commits may take)",
+                share * 100.0
             )
         })
     }
@@ -109,91 +171,201 @@ impl Seen {
 pub(crate) struct Probe {
     connection: ConnInfo,
     query: String,
+    limit: Limit,
     governor: Governor,
     client: Option<Client>,
-    pub seen: Seen,
+    seen: Seen,
+    /// Transactions that the database counts, when it was asked, and how many of them were ours since.
+    counted: Option<(u64, Instant)>,
+    own: u64,
+    is_used: bool,
+    measured_at: Option<Instant>,
 }
 
 impl Probe {
-    /// Proves that the probe works: one that cannot would slow the backup down for nothing.
+    /// Proves that the probe works: one that cannot would slow the backup down for nothing. Where nobody asked for it, the
+    /// backup goes without.
     pub(crate) async fn begin(
         connection: &ConnInfo,
         limit: &LatencyLimit,
         is_standby: bool,
         source_name: &str,
-    ) -> Result<Self, BackupError> {
+    ) -> Result<Option<Self>, BackupError> {
+        let governor = Governor::new(match limit.limit {
+            Limit::Off => return Ok(None),
+            Limit::Auto => Duration::MAX,
+            Limit::Fixed(limit) => limit,
+        });
         let query = limit.query.clone().unwrap_or_else(|| if is_standby { NOTHING } else { COMMIT }.to_owned());
-        let mut client = Client::connect(connection, Purpose::Sql)
-            .await
-            .map_err(|source| BackupError::Connect { source_name: source_name.to_owned(), source })?;
-        client.query(&query).await.map_err(|source| BackupError::Probe { query: query.clone(), source })?;
-        Ok(Self {
+        let connect = async {
+            let mut client = Client::connect(connection, Purpose::Sql)
+                .await
+                .map_err(|source| BackupError::Connect { source_name: source_name.to_owned(), source })?;
+            client.query(&query).await.map_err(|source| BackupError::Probe { query: query.clone(), source })?;
+            Ok(client)
+        };
+        let client = match (connect.await, limit.limit) {
+            (Ok(client), _) => client,
+            (Err(error), Limit::Auto) => {
+                tracing::warn!(%error, "the backup cannot see how the database does, and will not slow down for it");
+                return Ok(None);
+            }
+            (Err(error), _) => return Err(error),
+        };
+        Ok(Some(Self {
             connection: connection.clone(),
             query,
-            governor: Governor::new(limit.limit),
+            limit: limit.limit,
+            governor,
             client: Some(client),
             seen: Seen::default(),
-        })
+            counted: None,
+            own: 0,
+            is_used: false,
+            measured_at: None,
+        }))
     }
 
-    pub(crate) fn limit(&self) -> Duration {
-        self.governor.limit
+    /// What the operator should know.
+    pub(crate) fn note(&self) -> Option<String> {
+        match self.limit {
+            Limit::Off => None,
+            Limit::Auto => self.seen.yielded(),
+            Limit::Fixed(limit) => self.seen.against(limit),
+        }
     }
 
     /// Never returns.
     pub(crate) async fn watch(&mut self, pace: &Arc<Pace>) -> Infallible {
-        let Self { connection, query, governor, client, seen } = self;
-        let patience = PATIENCE.max(governor.limit * 2);
+        if self.limit == Limit::Auto {
+            tokio::time::sleep(GRACE).await;
+        }
         loop {
-            let begun = Instant::now();
-            // A question that was given up would keep its session at the server for as long as it hangs, and a new one
-            // every second would take all the connections there are. So there is only ever one.
-            let outcome = {
-                let mut question = pin!(ask(client, connection, query));
-                loop {
-                    match tokio::time::timeout(patience, &mut question).await {
-                        Ok(outcome) => break outcome,
-                        Err(_) => heed(governor, seen, None, pace),
-                    }
+            if self.limit == Limit::Auto {
+                self.look_for_users().await;
+                if !self.is_used {
+                    self.governor.share = 1.0;
+                    pace.set(1.0);
+                    tokio::time::sleep(GRACE).await;
+                    continue;
                 }
-            };
-            let latency = match outcome {
-                Ok(()) => Some(begun.elapsed()),
-                Err(error) => {
-                    tracing::warn!(%error, "the probe of the database failed");
-                    None
+                if self.measured_at.is_none_or(|at| at.elapsed() >= MEASURED_EVERY) {
+                    self.measure(pace).await;
                 }
-            };
-            if latency.is_none() {
-                *client = None;
             }
-            heed(governor, seen, latency, pace);
+            let latency = self.question(pace).await;
+            self.heed(latency, pace);
             tokio::time::sleep(INTERVAL).await;
         }
     }
-}
 
-/// Sets the pace by what a question took; `None` if there was no answer in time, whatever the cause.
-fn heed(governor: &mut Governor, seen: &mut Seen, latency: Option<Duration>, pace: &Pace) {
-    let before = governor.share;
-    let share = governor.observe(latency);
-    seen.add(latency, governor.limit);
-    if share < before {
-        tracing::info!(?latency, limit = ?governor.limit, share, "the backup slows down");
+    /// Whether there is anybody to slow down for.
+    async fn look_for_users(&mut self) {
+        let period = if self.is_used { 5 * GRACE } else { GRACE };
+        if self.counted.is_some_and(|(_, at)| at.elapsed() < period) {
+            return;
+        }
+        let now = Instant::now();
+        match count(&mut self.client, &self.connection).await {
+            Ok(transactions) => {
+                if let Some((before, at)) = self.counted {
+                    let others = transactions.saturating_sub(before).saturating_sub(self.own);
+                    self.is_used = others as f64 > USED * at.elapsed().as_secs_f64();
+                }
+                (self.counted, self.own) = (Some((transactions, now)), 1);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "it is not known whether anybody uses the database");
+                (self.client, self.counted, self.is_used) = (None, None, true);
+            }
+        }
     }
-    pace.set(share);
+
+    /// Sets the limit by what the database takes without the backup.
+    async fn measure(&mut self, pace: &Arc<Pace>) {
+        pace.pause();
+        let mut latencies = Vec::new();
+        for _ in 0..MEASURED_BY {
+            tokio::time::sleep(SETTLING).await;
+            latencies.extend(self.question(pace).await);
+        }
+        pace.resume();
+        latencies.sort_unstable();
+        self.measured_at = Some(Instant::now());
+        if let Some(&median) = latencies.get(latencies.len() / 2) {
+            self.governor.limit = twice(median);
+            tracing::debug!(?median, limit = ?self.governor.limit, "measured without the backup");
+        }
+    }
+
+    /// What a question took; `None` if it failed. There is never more than one: a question that was given up would keep its
+    /// session at the server for as long as it hangs, and a new one every second would take all the connections there are.
+    async fn question(&mut self, pace: &Arc<Pace>) -> Option<Duration> {
+        let patience = PATIENCE.max(self.governor.limit.saturating_mul(2).min(2 * LONGEST));
+        let begun = Instant::now();
+        let mut client = self.client.take();
+        let outcome = {
+            let (connection, query) = (self.connection.clone(), self.query.clone());
+            let mut question = pin!(ask(&mut client, &connection, &query));
+            loop {
+                if let Ok(outcome) = tokio::time::timeout(patience, &mut question).await {
+                    break outcome;
+                }
+                // Whatever it is that hangs, standing still does not help it.
+                pace.resume();
+                self.heed(None, pace);
+            }
+        };
+        self.own += 1;
+        match outcome {
+            Ok(()) => {
+                self.client = client;
+                Some(begun.elapsed())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the probe of the database failed");
+                None
+            }
+        }
+    }
+
+    /// Sets the pace by what a question took; `None` if there was no answer in time, whatever the cause.
+    fn heed(&mut self, latency: Option<Duration>, pace: &Pace) {
+        let before = self.governor.share;
+        let share = self.governor.observe(latency);
+        self.seen.add(latency, self.governor.limit, share);
+        if share < before {
+            tracing::debug!(?latency, limit = ?self.governor.limit, share, "the backup slows down");
+        }
+        pace.set(share);
+    }
 }
 
-async fn ask(
-    client: &mut Option<Client>,
-    connection: &ConnInfo,
-    query: &str,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let client = match client {
+/// Half of it may be the backup's; less than a millisecond more nobody notices.
+fn twice(alone: Duration) -> Duration {
+    (alone * 2).max(alone + Duration::from_millis(1))
+}
+
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connected<'a>(client: &'a mut Option<Client>, connection: &ConnInfo) -> Result<&'a mut Client, Failed> {
+    Ok(match client {
         Some(client) => client,
         client => client.insert(Client::connect(connection, Purpose::Sql).await?),
-    };
+    })
+}
+
+async fn ask(client: &mut Option<Client>, connection: &ConnInfo, query: &str) -> Result<(), Failed> {
+    let client = connected(client, connection).await?;
     client.query(query).await.map(drop).map_err(|error: QueryError| error.into())
+}
+
+/// The transactions that all databases of the server have seen.
+async fn count(client: &mut Option<Client>, connection: &ConnInfo) -> Result<u64, Failed> {
+    let client = connected(client, connection).await?;
+    let counting = client.query_one(TRANSACTIONS);
+    let row = tokio::time::timeout(PATIENCE, counting).await??;
+    Ok(row.parse("transactions")?)
 }
 
 #[cfg(test)]
@@ -219,9 +391,35 @@ mod tests {
         let mut governor = Governor::new(LIMIT);
         assert_eq!(governor.observe(None).to_bits(), 0.5f64.to_bits());
         let mut seen = Seen::default();
-        seen.add(None, LIMIT);
-        assert!(seen.note(LIMIT).unwrap().contains("1 were not answered"));
-        assert_eq!(Seen::default().note(LIMIT), None);
+        seen.add(None, LIMIT, 0.5);
+        assert!(seen.against(LIMIT).unwrap().contains("1 were not answered"));
+        assert_eq!(Seen::default().against(LIMIT), None);
+    }
+
+    #[test]
+    fn only_what_made_it_long_is_told_where_nobody_set_a_limit() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.yielded(), None);
+        seen.add(Some(LIMIT * 2), LIMIT, 0.5);
+        assert_eq!(seen.yielded(), None);
+        seen.add(Some(LIMIT * 2), LIMIT, 0.25);
+        assert!(seen.yielded().unwrap().contains("38 % of the time"), "{:?}", seen.yielded());
+    }
+
+    #[test]
+    fn limits_are_words_or_times() {
+        assert_eq!("auto".parse(), Ok(Limit::Auto));
+        assert_eq!("off".parse(), Ok(Limit::Off));
+        assert_eq!("20ms".parse(), Ok(Limit::Fixed(LIMIT)));
+        for text in ["", "20", "0s", "2min", "Auto", "-1s"] {
+            assert_eq!(text.parse::<Limit>(), Err(LimitError), "{text}");
+        }
+    }
+
+    #[test]
+    fn twice_is_at_least_a_millisecond_more() {
+        let ms = Duration::from_micros;
+        assert_eq!((twice(ms(200)), twice(ms(1000)), twice(ms(8000))), (ms(1200), ms(2000), ms(16_000)));
     }
 
     proptest! {

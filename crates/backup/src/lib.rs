@@ -33,7 +33,7 @@ mod worker;
 
 pub use error::BackupError;
 pub use identity::prove_local;
-pub use impact::{Impact, LatencyLimit};
+pub use impact::{Impact, LatencyLimit, Limit, LimitError};
 pub use push::{PushError, PushOutcome, push};
 pub use receive::{ReceiveError, ReceiveOptions, ReceiveStatus, receive};
 pub use replay::{Due, Newest, Positions, Replay, ReplayBound, due, log_behind, log_since, newest_on};

@@ -181,10 +181,8 @@ impl Job<'_> {
         let mut notes = Vec::new();
         let base = self.find_base(&mut notes).await?;
         let packs = base.as_ref().map(|base| PackCheck::begin(epoch.repository(), base));
-        let mut probe = match &options.impact.latency {
-            Some(limit) => Some(Probe::begin(&options.connection, limit, info.in_recovery, &options.source).await?),
-            None => None,
-        };
+        let latency = &options.impact.latency;
+        let mut probe = Probe::begin(&options.connection, latency, info.in_recovery, &options.source).await?;
         progress.begin(Phase("waiting for the checkpoint"), 0);
         if options.checkpoint == StartCheckpoint::Spread
             && let Some(wait) = spread_checkpoint(info)
@@ -255,7 +253,7 @@ impl Job<'_> {
         }
         let part = self.part(&id, (timeline, &start), base.as_deref());
         let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_mut(), part).await?;
-        notes.extend(probe.and_then(|probe| probe.seen.note(probe.limit())));
+        notes.extend(probe.and_then(|probe| probe.note()));
 
         progress.begin(Phase("ending the backup"), 0);
         prove_local(&self.data_directory, session.client()).await?;

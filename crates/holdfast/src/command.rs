@@ -118,12 +118,6 @@ fn positive_size(text: &str) -> Result<ByteSize, String> {
     }
 }
 
-/// For `--latency-limit`.
-fn positive_time(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|time| Duration::try_from(time).ok());
-    parsed.filter(|time| !time.is_zero()).ok_or_else(|| "expected a number with its unit, as in 20ms".to_owned())
-}
-
 fn phases_json(phases: &[(Phase, Duration)]) -> Vec<serde_json::Value> {
     let phase = |(phase, duration): &(Phase, Duration)| serde_json::json!({ "phase": phase.0, "seconds": duration.as_secs_f64() });
     phases.iter().map(phase).collect()

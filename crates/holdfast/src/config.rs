@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use holdfast_backup::{Impact, ReplayBound, Windows};
+use holdfast_backup::{Impact, LatencyLimit, Limit, ReplayBound, Windows};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
@@ -86,7 +86,7 @@ impl Default for BackupSettings {
         Self {
             connection: None,
             parallel: default_parallel(),
-            impact: Impact { nice: 10, ..Impact::default() },
+            impact: Impact { nice: 10, latency: LatencyLimit { limit: Limit::Auto, query: None }, ..Impact::default() },
             windows: None,
             level: 2,
             checkpoint: StartCheckpoint::Spread,

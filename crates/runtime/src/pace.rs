@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::{Cancel, Cancelled};
@@ -8,13 +8,23 @@ use crate::{Cancel, Cancelled};
 pub struct Pace {
     /// In [`Pace::WHOLE`]ths.
     share: AtomicU32,
+    is_paused: AtomicBool,
 }
 
 impl Pace {
     const WHOLE: u32 = 1 << 16;
 
     pub fn full() -> Self {
-        Self { share: AtomicU32::new(Self::WHOLE) }
+        Self { share: AtomicU32::new(Self::WHOLE), is_paused: AtomicBool::new(false) }
+    }
+
+    /// From now on whoever comes to rest does so until [`resume()`](Self::resume).
+    pub fn pause(&self) {
+        self.is_paused.store(true, Ordering::Relaxed);
+    }
+
+    pub fn resume(&self) {
+        self.is_paused.store(false, Ordering::Relaxed);
     }
 
     /// `share` is above 0, and at most 1.
@@ -31,6 +41,10 @@ impl Pace {
     pub fn rest(&self, work: Duration, cancel: &Cancel) -> Result<(), Cancelled> {
         const STEP: Duration = Duration::from_millis(20);
         let mut rested = Duration::ZERO;
+        while self.is_paused.load(Ordering::Relaxed) {
+            cancel.check()?;
+            std::thread::sleep(STEP / 4);
+        }
         loop {
             let share = self.get();
             let owed = work.mul_f64((1.0 - share) / share);
@@ -63,6 +77,23 @@ mod tests {
         let begun = Instant::now();
         pace.rest(Duration::from_millis(10), &cancel).unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(30));
+    }
+
+    #[test]
+    fn a_pause_lasts_until_it_ends() {
+        let pace = Pace::full();
+        pace.pause();
+        std::thread::scope(|scope| {
+            let rest = scope.spawn(|| pace.rest(Duration::ZERO, &Cancel::new()));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!rest.is_finished(), "it does not stand still");
+            pace.resume();
+            assert_eq!(rest.join().unwrap(), Ok(()));
+        });
+        pace.pause();
+        let cancel = Cancel::new();
+        cancel.cancel();
+        assert_eq!(pace.rest(Duration::ZERO, &cancel), Err(Cancelled));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use holdfast_backup::{BackupError, BackupOptions, BackupReport, LatencyLimit, Replay, ReplayBound, backup};
+use holdfast_backup::{BackupError, BackupOptions, BackupReport, Limit, Replay, ReplayBound, backup};
 use holdfast_format::manifest::SnapshotKind;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::Keyring;
@@ -74,9 +74,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     iops_limit: Option<u64>,
 
-    /// Slow down when the database takes longer than this to answer, as in 20ms.
-    #[arg(long, value_name = "TIME", value_parser = super::positive_time)]
-    latency_limit: Option<Duration>,
+    /// Slow down when the database takes longer than this to answer, as in 20ms; "auto": twice as long as without the
+    /// backup, if anybody uses it; "off": never.
+    #[arg(long, value_name = "TIME")]
+    latency_limit: Option<Limit>,
 
     /// Run also outside the windows that the configuration gives.
     #[arg(long)]
@@ -136,10 +137,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let mut impact = settings.impact.clone();
     impact.rate_limit = options.rate_limit.or(impact.rate_limit);
     impact.iops_limit = options.iops_limit.or(impact.iops_limit);
-    if let Some(limit) = options.latency_limit {
-        let query = impact.latency.take().and_then(|latency| latency.query);
-        impact.latency = Some(LatencyLimit { limit, query });
-    }
+    impact.latency.limit = options.latency_limit.unwrap_or(impact.latency.limit);
     let job = BackupOptions {
         source: source.name.clone(),
         kind: options.kind.into(),

@@ -166,10 +166,13 @@ pub(crate) const SETTINGS: [Setting; 25] = [
     Setting {
         table: BACKUP,
         key: "latency_limit",
-        kind: "time with a unit, from 0.1ms to 60s",
-        default: "none",
+        kind: "\"auto\", \"off\", or a time with a unit, from 0.1ms to 60s",
+        default: "\"auto\"",
         text: "Ten times a second the database is asked, and when it takes longer than this to answer, the backup \
-               halves its speed, down to a sixty-fourth; while it answers in time the speed comes back within seconds.",
+               halves its speed, down to a sixty-fourth; while it answers in time the speed comes back within seconds. \
+               With \"auto\" that is twice what it takes while the backup stands still for a moment, which it does \
+               every 20 seconds, and at least a millisecond more; and only while others make more than five \
+               transactions a second.",
         example: "\"20ms\"",
     },
     Setting {

@@ -27,7 +27,7 @@ fn the_reference_example_is_valid_and_sets_everything() {
     let impact = &source.backup.impact;
     assert_eq!((source.backup.parallel, impact.rate_limit), (2, Some(ByteSize::mib(200))));
     assert_eq!((impact.iops_limit, impact.nice), (Some(2000), 10));
-    assert_eq!(impact.latency.as_ref().map(|latency| latency.limit), Some(Duration::from_millis(20)));
+    assert_eq!(impact.latency.limit, Limit::Fixed(Duration::from_millis(20)));
     assert!(source.backup.windows.is_some());
     assert_eq!(source.wal.interval, Duration::from_millis(250));
     assert_eq!(source.backup.connection.as_ref().and_then(ConnInfo::user), Some("holdfast"));
@@ -86,7 +86,12 @@ fn refusals_name_the_place_and_help() {
         ("[source.chat.backup]\nnice = 20", (4, 8), "20 is not a number from 0 to 19", ""),
         ("[source.chat.backup]\nio_class = \"gentle\"", (4, 12), "no I/O class", "\"idle\""),
         ("[source.chat.backup]\nlatency_limit = \"0s\"", (4, 17), "from 0.1ms to 60s", ""),
-        ("[source.chat.backup]\nlatency_query = \"SELECT 1\"", (4, 17), "needs a limit", "latency_limit"),
+        (
+            "[source.chat.backup]\nlatency_limit = \"off\"\nlatency_query = \"SELECT 1\"",
+            (5, 17),
+            "needs a limit",
+            "latency_limit",
+        ),
         ("[source.chat.backup]\nwindows = [\"22-6\"]", (4, 12), "is no window", "\"22:00-06:00\""),
         ("[source.chat.backup]\ntime_zone = \"Mars\"", (4, 13), "no time zone", "IANA"),
         ("[source.chat.backup]\nconnection = \"hast=x\"", (4, 14), "hast", ""),

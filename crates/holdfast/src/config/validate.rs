@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use holdfast_backup::{Impact, LatencyLimit, Window, Windows};
+use holdfast_backup::{Impact, LatencyLimit, Limit, Window, Windows};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
@@ -119,20 +119,17 @@ fn check_impact(table: &BackupToml, default: &Impact) -> Result<Impact, Problem>
         let choices = [("normal", IoClass::Normal), ("low", IoClass::Low), ("idle", IoClass::Idle)];
         choose(value, "I/O class", &choices)
     });
-    let latency = match (&table.latency_limit, &table.latency_query) {
-        (None, None) => None,
-        (None, Some(query)) => {
-            return Err(Problem::new(query.span(), "a query for the latency needs a limit")
-                .with_hint("Add `latency_limit`, as in \"20ms\"."));
-        }
-        (Some(limit), query) => {
-            let (span, limit) = (limit.span(), duration(limit)?);
-            if !(Duration::from_micros(100)..=Duration::from_mins(1)).contains(&limit) {
-                return Err(Problem::new(span, "the limit must be from 0.1ms to 60s"));
-            }
-            Some(LatencyLimit { limit, query: query.as_ref().map(|query| query.get_ref().clone()) })
-        }
+    let limit = match &table.latency_limit {
+        Some(limit) => parse::<Limit>(limit)?,
+        None => default.latency.limit,
     };
+    if let Some(query) = &table.latency_query
+        && limit == Limit::Off
+    {
+        return Err(Problem::new(query.span(), "a query for the latency needs a limit")
+            .with_hint("Remove `latency_limit = \"off\"`, or the query."));
+    }
+    let latency = LatencyLimit { limit, query: table.latency_query.as_ref().map(|query| query.get_ref().clone()) };
     Ok(Impact {
         rate_limit,
         iops_limit: number(table.iops_limit.as_ref(), 1..=10_000_000)?.map(|limit| limit as u64),

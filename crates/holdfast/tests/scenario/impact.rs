@@ -1,5 +1,7 @@
 //! What a backup may cost the server, and when it may run.
 
+use std::process::Stdio;
+
 use holdfast_testkit::{Postgres, require, wait_until};
 
 use crate::site::{BOUND, Site};
@@ -14,7 +16,7 @@ fn site(settings: &str) -> (Postgres, Site) {
 #[test]
 fn a_backup_yields_to_a_slow_database() {
     let (_server, site) = site(
-        "latency_limit = \"10ms\"\nlatency_query = \"select pg_sleep(case when random() < 0.3 then 0.03 else 0 end)\"\nrate_limit = \"64MiB\"",
+        "latency_limit = \"10ms\"\nlatency_query = \"select pg_sleep(case when random() < 0.3 then 0.03 else 0 end)\"\nrate_limit = \"16MiB\"",
     );
     let report = site.run(&["backup", "chat", "--json", "--fast"]).expect(0).json();
     let notes = report["notes"].to_string();
@@ -22,6 +24,36 @@ fn a_backup_yields_to_a_slow_database() {
     // A database that answers in time is not yielded to.
     let report = site.run(&["backup", "chat", "--json", "--fast", "--latency-limit", "50s"]).expect(0).json();
     assert_eq!(report["notes"].as_array().map(Vec::len), Some(0), "{report:#}");
+}
+
+/// Unless told otherwise, a backup asks how the database does only where that matters to somebody.
+#[test]
+fn users_are_yielded_to_and_nobody_else() {
+    let (server, site) = site("rate_limit = \"8MiB\"");
+    server.sql("create extension pg_walinspect");
+    let probes = || {
+        let before = server.sql("select pg_current_wal_insert_lsn()");
+        site.run(&["backup", "chat", "--fast"]).expect(0);
+        let waldump = format!(
+            "select count(*) from pg_get_wal_records_info('{before}', pg_current_wal_flush_lsn()) \
+             where resource_manager = 'LogicalMessage'"
+        );
+        server.sql(&waldump).parse::<u32>().expect("a number")
+    };
+    let without = probes();
+    let pgbench = |arguments: &[&str]| {
+        let mut command = server.client("pgbench");
+        command.args(arguments).arg("postgres").stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    holdfast_testkit::run(&mut pgbench(&["--initialize", "--quiet"])).expect("tables are made");
+    let mut users = pgbench(&["--select-only", "--rate=100", "--time=600"]).spawn().expect("pgbench can be run");
+    let with = probes();
+    users.kill().expect("it runs");
+    users.wait().expect("it was not waited for");
+    // The one by which it is proved that the probe works.
+    assert_eq!(without, 1);
+    assert!(with > 5, "{with}");
 }
 
 #[test]
