@@ -81,8 +81,9 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// An answer that takes longer slows the backup down before it is there, if the limit is not longer still.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A backup that is done before has disturbed nobody for long.
-const GRACE: Duration = Duration::from_secs(1);
+const SECOND: Duration = Duration::from_secs(1);
+/// The share of its time that a backup begins with where there are users.
+const BEGIN: f64 = 0.25;
 /// How often the backup stands still, so that it shows what the database takes without it. That changes with the hour.
 const MEASURED_EVERY: Duration = Duration::from_secs(20);
 const MEASURED_BY: usize = 5;
@@ -212,7 +213,7 @@ impl Probe {
             }
             (Err(error), _) => return Err(error),
         };
-        Ok(Some(Self {
+        let mut probe = Self {
             connection: connection.clone(),
             query,
             limit: limit.limit,
@@ -223,7 +224,12 @@ impl Probe {
             own: 0,
             is_used: false,
             measured_at: None,
-        }))
+        };
+        if limit.limit == Limit::Auto {
+            // By when there is something to copy it is known who uses the database.
+            probe.look_for_users().await;
+        }
+        Ok(Some(probe))
     }
 
     /// What the operator should know.
@@ -237,17 +243,20 @@ impl Probe {
 
     /// Never returns.
     pub(crate) async fn watch(&mut self, pace: &Arc<Pace>) -> Infallible {
-        if self.limit == Limit::Auto {
-            tokio::time::sleep(GRACE).await;
-        }
         loop {
             if self.limit == Limit::Auto {
+                let was_used = self.is_used;
                 self.look_for_users().await;
                 if !self.is_used {
                     self.governor.share = 1.0;
                     pace.set(1.0);
-                    tokio::time::sleep(GRACE).await;
+                    tokio::time::sleep(SECOND).await;
                     continue;
+                }
+                if !was_used {
+                    // A second at full speed is what users of a backup of a minute would remember.
+                    self.governor.share = BEGIN;
+                    pace.set(BEGIN);
                 }
                 if self.measured_at.is_none_or(|at| at.elapsed() >= MEASURED_EVERY) {
                     self.measure(pace).await;
@@ -261,7 +270,7 @@ impl Probe {
 
     /// Whether there is anybody to slow down for.
     async fn look_for_users(&mut self) {
-        let period = if self.is_used { 5 * GRACE } else { GRACE };
+        let period = if self.is_used { 5 * SECOND } else { SECOND / 5 };
         if self.counted.is_some_and(|(_, at)| at.elapsed() < period) {
             return;
         }
