@@ -13,6 +13,7 @@ use holdfast_runtime::{Cancel, Pace, RateLimit, lower_thread};
 use holdfast_types::Lsn;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 
 use crate::BackupError;
 use crate::base::Base;
@@ -175,7 +176,7 @@ async fn watch_session(
     }
 }
 
-/// What was read before it was asked holds nothing that was written later.
+/// Where the server was when it was asked.
 #[derive(Clone, Copy, Debug)]
 struct Position {
     asked_at: Instant,
@@ -192,6 +193,9 @@ struct WaitingPart {
     map: Map,
     packs: Vec<PackSize>,
 }
+
+/// How often the repository is looked at for the log that a part waits for.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Stores what the workers seal.
 struct Uploader {
@@ -212,14 +216,21 @@ impl Uploader {
         mut sealed: mpsc::Receiver<Sealed>,
         mut position: watch::Receiver<Option<Position>>,
     ) -> Result<(), BackupError> {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next = tokio::select! {
                 next = sealed.recv() => next,
                 Ok(()) = position.changed() => {
                     let position = *position.borrow_and_update();
                     if let Some(position) = position {
-                        self.store_parts(position).await;
+                        self.place_parts(position);
                     }
+                    continue;
+                }
+                // Where log is written all the time, the repository has that of a moment only a little later.
+                _ = looks.tick(), if self.waiting.iter().any(|part| part.read_lsn.is_some()) => {
+                    self.store_parts().await;
                     continue;
                 }
             };
@@ -246,17 +257,18 @@ impl Uploader {
         Ok(())
     }
 
-    /// A part that cannot be stored is no loss: without it more is read again after an interruption.
-    async fn store_parts(&mut self, position: Position) {
-        let Some(head) = self.head.clone() else { return };
+    /// What was read before the server was asked where it is holds nothing that it wrote later.
+    fn place_parts(&mut self, position: Position) {
         for part in &mut self.waiting {
             if part.read_at < position.asked_at {
                 part.read_lsn.get_or_insert(position.lsn);
             }
         }
-        if self.waiting.iter().all(|part| part.read_lsn.is_none()) {
-            return;
-        }
+    }
+
+    /// A part that cannot be stored is no loss: without it more is read again after an interruption.
+    async fn store_parts(&mut self) {
+        let Some(head) = self.head.clone() else { return };
         let lineage = Lineage { system_id: head.system_id, segment_size: head.segment_size };
         let coverage = match self.epoch.repository().log(&head.source, lineage).await {
             Ok(view) => view.coverage(head.timeline),
@@ -267,11 +279,12 @@ impl Uploader {
         };
         let is_covered = |part: &mut WaitingPart| part.read_lsn.is_some_and(|lsn| coverage.covers(head.start_lsn, lsn));
         for WaitingPart { read_lsn, map, packs, .. } in self.waiting.extract_if(.., is_covered).collect::<Vec<_>>() {
+            let Some(read_lsn) = read_lsn else { continue };
             let entries = map.entries.len() as u64;
             let stored = async {
                 let (id, bytes) = self.epoch.put_map(&map).await?;
                 let map = MapRef { id, bytes, entries };
-                let part = Part { read_lsn: read_lsn.unwrap_or(position.lsn), map, packs, ..head.clone() };
+                let part = Part { read_lsn, map, packs, ..head.clone() };
                 self.epoch.put_unfinished(&part, self.stored_parts + 1).await
             };
             match stored.await {

@@ -37,5 +37,6 @@ pub use impact::{Impact, LatencyLimit, Limit, LimitError};
 pub use push::{PushError, PushOutcome, push};
 pub use receive::{ReceiveError, ReceiveOptions, ReceiveStatus, receive};
 pub use replay::{Due, Newest, Positions, Replay, ReplayBound, due, log_behind, log_since, newest_on};
+pub use server::lineage;
 pub use snapshot::{BackupOptions, BackupReport, backup};
 pub use window::{Window, WindowError, Windows};

@@ -8,6 +8,7 @@ use holdfast_format::manifest::{Owner, Tablespace as StoredTablespace};
 use holdfast_pgformat::ControlFile;
 use holdfast_postgres::client::{Client, Purpose, literal};
 use holdfast_postgres::server::{Right, ServerInfo, check_rights};
+use holdfast_repository::Lineage;
 use holdfast_types::SystemId;
 
 use crate::BackupError;
@@ -21,6 +22,11 @@ const NEWEST: u32 = 18;
 
 /// Where restores keep settings that were outside the data directory. A server may be told to read them there.
 const SET_ASIDE: &str = "holdfast.config";
+
+/// Under which the log of a server is kept.
+pub fn lineage(info: &ServerInfo) -> Lineage {
+    Lineage { system_id: info.system_id, segment_size: info.wal_segment_size }
+}
 
 /// "HOLD", before the hash of the source's name.
 const LOCK: u32 = 0x484f_4c44;

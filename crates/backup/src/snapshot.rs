@@ -39,8 +39,8 @@ use crate::relation_names::RelationNames;
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
-    add_config_files, config_files, connect, find_data_directory, is_only_one, owner, parameters, read_control_file,
-    tablespaces,
+    add_config_files, config_files, connect, find_data_directory, is_only_one, lineage, owner, parameters,
+    read_control_file, tablespaces,
 };
 use crate::upstream;
 use crate::vanished::{self, Inquiry, Vanished};
@@ -111,7 +111,7 @@ pub async fn backup(
     }
     let data_directory = find_data_directory(options, &info).await?;
     let epoch = repository.begin_epoch().await?;
-    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
+    let lineage = lineage(&info);
     let log = LogFeed::begin(repository, options, &info).await?;
     let stop = Cancel::new();
     let is_over = AtomicBool::new(false);

@@ -31,7 +31,7 @@ impl Receiver<'_> {
             sql.close().await;
             (info.map_err(|source| ReceiveError::Query { source_name: source_name(), source })?, asked)
         };
-        let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
+        let lineage = crate::server::lineage(&info);
         // The name by which `synchronous_standby_names` knows us.
         let name = self.options.slot.as_deref().unwrap_or("holdfast_backup");
         let connection = self.options.connection.clone().with_application_name(name);

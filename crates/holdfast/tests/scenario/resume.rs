@@ -42,8 +42,8 @@ fn interrupted_twice(version: &PgVersion) {
     let mut parts = 0;
     for attempt in 0..2 {
         let limit = if attempt == 0 { "40MiB" } else { "25MiB" };
-        // The probe of the latency writes log all the time, and a part waits until the repository has it.
-        let pace = ["--rate-limit", limit, "--latency-limit", "off"];
+        // A probe that slows nothing down writes log all the time, as users would: a part waits until the repository has it.
+        let pace = ["--rate-limit", limit, "--latency-limit", "60s"];
         let mut backup = site.start(&[&["backup", "chat", "--fast", "--parallel", "1"][..], &pace].concat());
         wait_until(BOUND, "part of the backup to be stored", || {
             backup.expect_running();

@@ -1,10 +1,10 @@
 //! `--if-due`: whether so much log was written since the newest snapshot that another is due.
 
-use holdfast_backup::{Due, Newest, Positions, Replay, ReplayBound, due, log_since, newest_on};
+use holdfast_backup::{Due, Newest, Positions, Replay, ReplayBound, due, lineage, log_since, newest_on};
 use holdfast_format::manifest::Summary;
 use holdfast_postgres::server::LastCheckpoint;
 use holdfast_postgres::{Client, ConnInfo, Purpose, ServerInfo};
-use holdfast_repository::{Lineage, Repository};
+use holdfast_repository::Repository;
 use holdfast_types::Lsn;
 
 use crate::config::Source;
@@ -35,8 +35,7 @@ pub(super) async fn decide(repository: &Repository, source: &Source) -> Result<D
         None => (info.lsn, None),
     };
     let at = Positions { now: info.lsn, in_recovery: info.in_recovery, begin, checkpoint };
-    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
-    let newest = newest_on(repository, &source.name, lineage, info.timeline).await?;
+    let newest = newest_on(repository, &source.name, lineage(&info), info.timeline).await?;
     let counted = |newest: &Summary| Newest {
         start: newest.start_lsn,
         stop: newest.stop_lsn,

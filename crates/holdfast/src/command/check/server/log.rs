@@ -1,8 +1,8 @@
 //! How the log and the snapshots of a source stand in the repository.
 
-use holdfast_backup::{Replay, log_since, newest_on};
+use holdfast_backup::{Replay, lineage, log_since, newest_on};
 use holdfast_postgres::ServerInfo;
-use holdfast_repository::{Gap, Lineage, Repository, RepositoryError};
+use holdfast_repository::{Gap, Repository, RepositoryError};
 
 use crate::command::check::checklist::{Checklist, Entry};
 use crate::config::Source;
@@ -30,8 +30,7 @@ async fn replay(
     checklist: &mut Checklist,
 ) -> Result<(), RepositoryError> {
     let name = source.name.as_str();
-    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
-    let Some(newest) = newest_on(repository, name, lineage, info.timeline).await? else { return Ok(()) };
+    let Some(newest) = newest_on(repository, name, lineage(info), info.timeline).await? else { return Ok(()) };
     if info.lsn < newest.stop_lsn {
         let found = format!("not known: the server is at {}, before the end of snapshot {}", info.lsn, newest.id);
         let hint = "Was it set back to an earlier state? Then protect it as another source; what it writes now is in no \
@@ -84,8 +83,7 @@ async fn log(
     checklist: &mut Checklist,
 ) -> Result<(), RepositoryError> {
     let name = source.name.as_str();
-    let lineage = Lineage { system_id: info.system_id, segment_size: info.wal_segment_size };
-    let view = repository.log(name, lineage).await?;
+    let view = repository.log(name, lineage(info)).await?;
     for timeline in view.timelines() {
         for Gap { start, end } in view.coverage(timeline).gaps() {
             checklist.add(Entry::warning(
