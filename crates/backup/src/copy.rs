@@ -13,7 +13,6 @@ use holdfast_runtime::{Cancel, Pace, RateLimit, lower_thread};
 use holdfast_types::Lsn;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::MissedTickBehavior;
 
 use crate::BackupError;
 use crate::base::Base;
@@ -196,6 +195,8 @@ struct WaitingPart {
 
 /// How often the repository is looked at for the log that a part waits for.
 const LOOK: Duration = Duration::from_secs(1);
+/// Packs wait meanwhile: a look that takes long is followed by so many times as long without.
+const REST: u32 = 20;
 
 /// Stores what the workers seal.
 struct Uploader {
@@ -216,8 +217,7 @@ impl Uploader {
         mut sealed: mpsc::Receiver<Sealed>,
         mut position: watch::Receiver<Option<Position>>,
     ) -> Result<(), BackupError> {
-        let mut looks = tokio::time::interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look_at = Instant::now();
         loop {
             let next = tokio::select! {
                 next = sealed.recv() => next,
@@ -229,8 +229,10 @@ impl Uploader {
                     continue;
                 }
                 // Where log is written all the time, the repository has that of a moment only a little later.
-                _ = looks.tick(), if self.waiting.iter().any(|part| part.read_lsn.is_some()) => {
+                () = tokio::time::sleep_until(look_at.into()), if self.waiting.iter().any(|part| part.read_lsn.is_some()) => {
+                    let begun = Instant::now();
                     self.store_parts().await;
+                    look_at = Instant::now() + LOOK.max(begun.elapsed() * REST);
                     continue;
                 }
             };

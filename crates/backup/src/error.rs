@@ -124,6 +124,11 @@ pub enum BackupError {
     #[error("the window for backups of `{source_name}` closed before the backup was done")]
     WindowClosed { source_name: String },
 
+    #[error(
+        "{server} is no server but a pooler of connections, and a backup needs one session from its beginning to its end"
+    )]
+    Pooled { server: String },
+
     #[error("another backup of `{source_name}` is being made on this server")]
     Running { source_name: String },
 

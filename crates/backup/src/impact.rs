@@ -3,12 +3,11 @@
 //! Budgets are fixed; the pace is not: a probe asks the database how it does, and the backup yields to it.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_postgres::client::{Client, Purpose, QueryError};
+use holdfast_postgres::client::{Client, Purpose};
 use holdfast_postgres::conninfo::ConnInfo;
 use holdfast_runtime::{IoClass, Pace};
 use holdfast_types::ByteSize;
@@ -80,6 +79,11 @@ const TRANSACTIONS: &str = "SELECT pg_catalog.sum(xact_commit + xact_rollback)::
 const INTERVAL: Duration = Duration::from_millis(100);
 /// An answer that takes longer slows the backup down before it is there, if the limit is not longer still.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Where nothing is answered for so long although the backup all but stands still, it is not the cause: a standby that
+/// commits wait for may be down. It goes on, lest there be no backup for as long as that lasts.
+const FUTILE: Duration = Duration::from_secs(10);
+/// After a connection that failed, and after a count that did.
+const RETREAT: Duration = Duration::from_secs(5);
 
 const SECOND: Duration = Duration::from_secs(1);
 /// The share of its time that a backup begins with where there are users.
@@ -102,7 +106,8 @@ struct Governor {
 
 /// Never wholly still: a backup has to end, too.
 const LEAST: f64 = 1.0 / 64.0;
-const STEP: f64 = 1.0 / 32.0;
+/// Small, since one of many answers may be late without the backup as well: it keeps its pace where about one in fifty is.
+const STEP: f64 = 1.0 / 64.0;
 
 impl Governor {
     fn new(limit: Duration) -> Self {
@@ -116,6 +121,20 @@ impl Governor {
             _ => (self.share / 2.0).max(LEAST),
         };
         self.share
+    }
+
+    /// There has been no answer for so long.
+    fn hang(&mut self, time: Duration) -> f64 {
+        if time < FUTILE {
+            return self.observe(None);
+        }
+        self.share = BEGIN;
+        self.share
+    }
+
+    /// How long to wait for an answer before the backup slows down.
+    fn patience(&self) -> Duration {
+        if self.limit == Duration::MAX { PATIENCE } else { PATIENCE.max(self.limit * 2) }
     }
 }
 
@@ -176,8 +195,13 @@ pub(crate) struct Probe {
     governor: Governor,
     client: Option<Client>,
     seen: Seen,
+    /// When the question was asked that has no answer yet.
+    asked_at: Option<Instant>,
+    /// Not before then is a connection tried again.
+    connect_at: Option<Instant>,
     /// Transactions that the database counts, when it was asked, and how many of them were ours since.
     counted: Option<(u64, Instant)>,
+    looked_at: Option<Instant>,
     own: u64,
     is_used: bool,
     measured_at: Option<Instant>,
@@ -185,7 +209,8 @@ pub(crate) struct Probe {
 
 impl Probe {
     /// Proves that the probe works: one that cannot would slow the backup down for nothing. Where nobody asked for it, the
-    /// backup goes without.
+    /// backup goes without. A question that is not answered in time proves nothing: commits may wait for a standby that is
+    /// down, which is no time to be without backups.
     pub(crate) async fn begin(
         connection: &ConnInfo,
         limit: &LatencyLimit,
@@ -198,38 +223,52 @@ impl Probe {
             Limit::Fixed(limit) => limit,
         });
         let query = limit.query.clone().unwrap_or_else(|| if is_standby { NOTHING } else { COMMIT }.to_owned());
-        let connect = async {
-            let mut client = Client::connect(connection, Purpose::Sql)
-                .await
-                .map_err(|source| BackupError::Connect { source_name: source_name.to_owned(), source })?;
-            client.query(&query).await.map_err(|source| BackupError::Probe { query: query.clone(), source })?;
-            Ok(client)
-        };
-        let client = match (connect.await, limit.limit) {
-            (Ok(client), _) => client,
-            (Err(error), Limit::Auto) => {
-                tracing::warn!(%error, "the backup cannot see how the database does, and will not slow down for it");
-                return Ok(None);
-            }
-            (Err(error), _) => return Err(error),
-        };
         let mut probe = Self {
             connection: connection.clone(),
             query,
             limit: limit.limit,
             governor,
-            client: Some(client),
+            client: None,
             seen: Seen::default(),
+            asked_at: None,
+            connect_at: None,
             counted: None,
+            looked_at: None,
             own: 0,
             is_used: false,
             measured_at: None,
         };
+        match (probe.prove(source_name).await, limit.limit) {
+            (Ok(()), _) => {}
+            (Err(error), Limit::Auto) => {
+                tracing::warn!(%error, "the backup cannot see how the database does, and will not slow down for it");
+                return Ok(None);
+            }
+            (Err(error), _) => return Err(error),
+        }
         if limit.limit == Limit::Auto {
             // By when there is something to copy it is known who uses the database.
             probe.look_for_users().await;
         }
         Ok(Some(probe))
+    }
+
+    async fn prove(&mut self, source_name: &str) -> Result<(), BackupError> {
+        let client = Client::connect(&self.connection, Purpose::Sql)
+            .await
+            .map_err(|source| BackupError::Connect { source_name: source_name.to_owned(), source })?;
+        let begun = Instant::now();
+        match tokio::time::timeout(PATIENCE, self.client.insert(client).query(&self.query)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(source)) => return Err(BackupError::Probe { query: self.query.clone(), source }),
+            Err(_) => {
+                tracing::warn!("the database does not answer the probe; the backup begins slowly");
+                self.asked_at = Some(begun);
+                self.governor.share = BEGIN;
+                self.is_used = true;
+            }
+        }
+        Ok(())
     }
 
     /// What the operator should know.
@@ -243,6 +282,7 @@ impl Probe {
 
     /// Never returns.
     pub(crate) async fn watch(&mut self, pace: &Arc<Pace>) -> Infallible {
+        pace.set(self.governor.share);
         loop {
             if self.limit == Limit::Auto {
                 let was_used = self.is_used;
@@ -258,24 +298,30 @@ impl Probe {
                     self.governor.share = BEGIN;
                     pace.set(BEGIN);
                 }
-                if self.measured_at.is_none_or(|at| at.elapsed() >= MEASURED_EVERY) {
+                if self.asked_at.is_none() && self.measured_at.is_none_or(|at| at.elapsed() >= MEASURED_EVERY) {
                     self.measure(pace).await;
                 }
             }
-            let latency = self.question(pace).await;
-            self.heed(latency, pace);
+            let answer = self.question().await;
+            self.heed(answer, pace);
             tokio::time::sleep(INTERVAL).await;
         }
     }
 
     /// Whether there is anybody to slow down for.
     async fn look_for_users(&mut self) {
-        let period = if self.is_used { 5 * SECOND } else { SECOND / 5 };
-        if self.counted.is_some_and(|(_, at)| at.elapsed() < period) {
+        let period = match (self.counted, self.is_used) {
+            (None, true) => RETREAT,
+            (Some(_), true) => 5 * SECOND,
+            (_, false) => SECOND / 5,
+        };
+        // What hangs would be waited for here.
+        if self.asked_at.is_some() || self.looked_at.is_some_and(|at| at.elapsed() < period) {
             return;
         }
         let now = Instant::now();
-        match count(&mut self.client, &self.connection).await {
+        self.looked_at = Some(now);
+        match self.count().await {
             Ok(transactions) => {
                 if let Some((before, at)) = self.counted {
                     let others = transactions.saturating_sub(before).saturating_sub(self.own);
@@ -285,63 +331,95 @@ impl Probe {
             }
             Err(error) => {
                 tracing::warn!(%error, "it is not known whether anybody uses the database");
-                (self.client, self.counted, self.is_used) = (None, None, true);
+                (self.counted, self.is_used) = (None, true);
             }
         }
     }
 
     /// Sets the limit by what the database takes without the backup.
     async fn measure(&mut self, pace: &Arc<Pace>) {
+        self.measured_at = Some(Instant::now());
         pace.pause();
         let mut latencies = Vec::new();
         for _ in 0..MEASURED_BY {
             tokio::time::sleep(SETTLING).await;
-            latencies.extend(self.question(pace).await);
+            match self.question().await {
+                Answer::After(latency) => latencies.push(latency),
+                Answer::Failed | Answer::NotYet(_) => break,
+            }
         }
         pace.resume();
         latencies.sort_unstable();
-        self.measured_at = Some(Instant::now());
         if let Some(&median) = latencies.get(latencies.len() / 2) {
             self.governor.limit = twice(median);
             tracing::debug!(?median, limit = ?self.governor.limit, "measured without the backup");
         }
     }
 
-    /// What a question took; `None` if it failed. There is never more than one: a question that was given up would keep its
-    /// session at the server for as long as it hangs, and a new one every second would take all the connections there are.
-    async fn question(&mut self, pace: &Arc<Pace>) -> Option<Duration> {
-        let patience = PATIENCE.max(self.governor.limit.saturating_mul(2).min(2 * LONGEST));
-        let begun = Instant::now();
-        let mut client = self.client.take();
-        let outcome = {
-            let (connection, query) = (self.connection.clone(), self.query.clone());
-            let mut question = pin!(ask(&mut client, &connection, &query));
-            loop {
-                if let Ok(outcome) = tokio::time::timeout(patience, &mut question).await {
-                    break outcome;
-                }
-                // Whatever it is that hangs, standing still does not help it.
-                pace.resume();
-                self.heed(None, pace);
+    /// Asks, or goes on waiting for the answer to what was asked before.
+    ///
+    /// There is never more than one question, on one connection: one that was given up would keep its session at the server
+    /// for as long as it hangs, and a new one every second would take all the connections there are.
+    async fn question(&mut self) -> Answer {
+        let patience = self.governor.patience();
+        let begun = *self.asked_at.get_or_insert_with(Instant::now);
+        let query = self.query.clone();
+        let asked = async {
+            let client = self.connected().await?;
+            // A client whose answer was not waited for waits for it before it asks again.
+            match tokio::time::timeout(patience, client.query(&query)).await {
+                Ok(outcome) => outcome.map(|_| true).map_err(Failed::from),
+                Err(_) => Ok(false),
             }
         };
-        self.own += 1;
-        match outcome {
-            Ok(()) => {
-                self.client = client;
-                Some(begun.elapsed())
+        match asked.await {
+            Ok(true) => {
+                self.own += 1;
+                self.asked_at = None;
+                Answer::After(begun.elapsed())
             }
+            Ok(false) => Answer::NotYet(begun.elapsed()),
             Err(error) => {
                 tracing::warn!(%error, "the probe of the database failed");
-                None
+                (self.client, self.asked_at) = (None, None);
+                Answer::Failed
             }
         }
     }
 
-    /// Sets the pace by what a question took; `None` if there was no answer in time, whatever the cause.
-    fn heed(&mut self, latency: Option<Duration>, pace: &Pace) {
+    /// The transactions that all databases of the server have seen.
+    async fn count(&mut self) -> Result<u64, Failed> {
+        let client = self.connected().await?;
+        let counting = tokio::time::timeout(PATIENCE, client.query_one(TRANSACTIONS));
+        match counting.await? {
+            Ok(row) => Ok(row.parse("transactions")?),
+            Err(error) => {
+                self.client = None;
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn connected(&mut self) -> Result<&mut Client, Failed> {
+        if self.client.is_none() {
+            // An attempt that is given up may go on at the server, too.
+            if let Some(at) = self.connect_at {
+                tokio::time::sleep_until(at.into()).await;
+            }
+            self.connect_at = Some(Instant::now() + RETREAT);
+            self.client = Some(Client::connect(&self.connection, Purpose::Sql).await?);
+        }
+        self.client.as_mut().ok_or_else(|| "there is no connection".into())
+    }
+
+    /// Sets the pace by what a question took.
+    fn heed(&mut self, answer: Answer, pace: &Pace) {
         let before = self.governor.share;
-        let share = self.governor.observe(latency);
+        let (latency, share) = match answer {
+            Answer::After(latency) => (Some(latency), self.governor.observe(Some(latency))),
+            Answer::NotYet(time) => (None, self.governor.hang(time)),
+            Answer::Failed => (None, self.governor.observe(None)),
+        };
         self.seen.add(latency, self.governor.limit, share);
         if share < before {
             tracing::debug!(?latency, limit = ?self.governor.limit, share, "the backup slows down");
@@ -350,31 +428,20 @@ impl Probe {
     }
 }
 
-/// Half of it may be the backup's; less than a millisecond more nobody notices.
-fn twice(alone: Duration) -> Duration {
-    (alone * 2).max(alone + Duration::from_millis(1))
+/// What became of a question.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    After(Duration),
+    Failed,
+    /// It hangs for so long by now.
+    NotYet(Duration),
 }
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-async fn connected<'a>(client: &'a mut Option<Client>, connection: &ConnInfo) -> Result<&'a mut Client, Failed> {
-    Ok(match client {
-        Some(client) => client,
-        client => client.insert(Client::connect(connection, Purpose::Sql).await?),
-    })
-}
-
-async fn ask(client: &mut Option<Client>, connection: &ConnInfo, query: &str) -> Result<(), Failed> {
-    let client = connected(client, connection).await?;
-    client.query(query).await.map(drop).map_err(|error: QueryError| error.into())
-}
-
-/// The transactions that all databases of the server have seen.
-async fn count(client: &mut Option<Client>, connection: &ConnInfo) -> Result<u64, Failed> {
-    let client = connected(client, connection).await?;
-    let counting = client.query_one(TRANSACTIONS);
-    let row = tokio::time::timeout(PATIENCE, counting).await??;
-    Ok(row.parse("transactions")?)
+/// Half of it may be the backup's; less than a millisecond more nobody notices.
+fn twice(alone: Duration) -> Duration {
+    (alone * 2).max(alone + Duration::from_millis(1))
 }
 
 #[cfg(test)]
@@ -392,17 +459,35 @@ mod tests {
         assert_eq!(governor.observe(Some(LIMIT * 2)).to_bits(), 0.5f64.to_bits());
         assert!(governor.observe(Some(LIMIT / 2)) < 0.6);
         let steps = (0..100).take_while(|_| governor.observe(Some(LIMIT / 2)) < 1.0).count();
-        assert!((10..40).contains(&steps), "{steps}");
+        assert!((20..80).contains(&steps), "{steps}");
     }
 
     #[test]
     fn no_answer_is_no_good_answer() {
         let mut governor = Governor::new(LIMIT);
         assert_eq!(governor.observe(None).to_bits(), 0.5f64.to_bits());
+        assert_eq!(governor.hang(PATIENCE).to_bits(), 0.25f64.to_bits());
         let mut seen = Seen::default();
         seen.add(None, LIMIT, 0.5);
         assert!(seen.against(LIMIT).unwrap().contains("1 were not answered"));
         assert_eq!(Seen::default().against(LIMIT), None);
+    }
+
+    #[test]
+    fn what_hangs_by_itself_is_not_waited_for() {
+        let mut governor = Governor::new(LIMIT);
+        for seconds in 1..10 {
+            governor.hang(Duration::from_secs(seconds));
+        }
+        assert_eq!(governor.share.to_bits(), LEAST.to_bits());
+        assert_eq!(governor.hang(FUTILE).to_bits(), BEGIN.to_bits());
+        assert_eq!(governor.hang(FUTILE * 100).to_bits(), BEGIN.to_bits());
+    }
+
+    #[test]
+    fn patience_is_of_the_limit_once_there_is_one() {
+        let patience = |limit| Governor::new(limit).patience();
+        assert_eq!((patience(Duration::MAX), patience(LIMIT), patience(LONGEST)), (PATIENCE, PATIENCE, LONGEST * 2));
     }
 
     #[test]

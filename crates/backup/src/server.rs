@@ -28,6 +28,15 @@ pub fn lineage(info: &ServerInfo) -> Lineage {
     Lineage { system_id: info.system_id, segment_size: info.wal_segment_size }
 }
 
+/// The name of what stands between us and the server, if anything does. A pooler gives each statement another session, and
+/// both the backup and the lock belong to one.
+pub(crate) async fn is_pooled(client: &mut Client, source: &str) -> Result<Option<String>, BackupError> {
+    let failed = |error| BackupError::Query { source_name: source.to_owned(), source: error };
+    let row = client.query_one("SELECT pg_catalog.pg_backend_pid() AS pid").await.map_err(failed)?;
+    let is_same = row.parse::<i32>("pid").map_or(true, |pid| pid == client.backend_pid());
+    Ok((!is_same).then(|| client.server().to_owned()))
+}
+
 /// "HOLD", before the hash of the source's name.
 const LOCK: u32 = 0x484f_4c44;
 

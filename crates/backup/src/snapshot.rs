@@ -39,11 +39,11 @@ use crate::relation_names::RelationNames;
 use crate::scan::{Scan, scan};
 use crate::select::{Known, Reading, select};
 use crate::server::{
-    add_config_files, config_files, connect, find_data_directory, is_only_one, lineage, owner, parameters,
+    add_config_files, config_files, connect, find_data_directory, is_only_one, is_pooled, lineage, owner, parameters,
     read_control_file, tablespaces,
 };
 use crate::upstream;
-use crate::vanished::{self, Inquiry, Vanished};
+use crate::vanished::{self, Inquiry, Suspect, Vanished};
 use crate::window::Windows;
 use crate::worker::Output;
 
@@ -103,6 +103,9 @@ pub async fn backup(
     };
     progress.begin(Phase("connecting"), 0);
     let (mut client, info) = connect(options).await?;
+    if let Some(pooled) = is_pooled(&mut client, &options.source).await? {
+        return Err(BackupError::Pooled { server: pooled });
+    }
     if !is_only_one(&mut client, &options.source).await? && options.unless_running {
         return Err(BackupError::Running { source_name: options.source.clone() });
     }
@@ -174,6 +177,13 @@ struct Ground {
     between: Between,
 }
 
+/// Files that are shorter than in the base, and the log that would have to say so.
+struct Unclear {
+    suspects: Vec<Suspect>,
+    base: Arc<Base>,
+    range: LogRange,
+}
+
 impl Job<'_> {
     async fn run(&self, client: Client, log: &LogFeed) -> Result<BackupReport, BackupError> {
         let Self { epoch, options, info, progress, cancel, .. } = self;
@@ -208,6 +218,7 @@ impl Job<'_> {
         let mut listed = scan(&self.data_directory, &version_directory)?;
         add_config_files(&mut listed, &config);
         let mut incidents = Vec::new();
+        let mut unclear = None;
         if let Some(known) = &ground {
             choose_pages(&mut listed, known);
             // An older base than the one that was found first may have been chosen since.
@@ -216,19 +227,31 @@ impl Job<'_> {
             let doubt = async {
                 let mut found = packs.incidents().await?;
                 let vanished = self.vanished(known, &listed, log, (timeline, start.lsn), &mut session).await?;
+                let (vanished, range) = vanished;
                 found.extend(vanished.incidents);
                 found.extend(self.audit(known, &listed, start.lsn).await?);
-                Ok((found, vanished.unclear))
+                Ok((found, Unclear { suspects: vanished.unclear, base: Arc::clone(&known.base), range }))
             };
             let doubt = match doubt.await {
                 Err(BackupError::Repository(error)) if known.base.is_unfinished => {
                     Some(format!("an interrupted backup was begun anew: {error}"))
                 }
                 found => {
-                    let (found, unclear) = found?;
+                    let (found, later) = found?;
                     incidents = found;
-                    let why = "everything was read, because what changed is not what the log says";
-                    if incidents.is_empty() { unclear } else { Some(why.to_owned()) }
+                    let cut = later.suspects.len();
+                    if cut > 0 {
+                        unclear = Some(later);
+                    }
+                    match (incidents.is_empty(), cut) {
+                        (true, 0) => None,
+                        (true, cut) => Some(format!(
+                            "everything was read: {cut} files are shorter, and the log since the backup began was not there"
+                        )),
+                        (false, _) => {
+                            Some("everything was read, because what changed is not what the log says".to_owned())
+                        }
+                    }
                 }
             };
             if let Some(why) = doubt {
@@ -258,7 +281,8 @@ impl Job<'_> {
         progress.begin(Phase("ending the backup"), 0);
         prove_local(&self.data_directory, session.client()).await?;
         let pg_control = read_control_file(&self.data_directory).await?;
-        let stop = session.stop().await.map_err(BackupError::Api)?;
+        // The session says until the end that a backup is being made.
+        let (stop, client) = session.stop().await.map_err(BackupError::Api)?;
         self.is_over.store(true, Ordering::Relaxed);
         if stop.timeline != stop.start_timeline || stop.start_timeline != timeline {
             // A standby that followed a promotion: the files are good, but the way through the log is not a single one.
@@ -274,6 +298,9 @@ impl Job<'_> {
         let (maps, map_bytes) = store_maps(epoch, &assembled).await?;
         progress.begin(Phase("waiting for the log"), 0);
         log.wait(epoch.repository(), options, self.lineage, (start.lsn, &stop), cancel).await?;
+        if let Some(unclear) = unclear {
+            incidents.extend(self.judge(unclear, &listed, timeline).await?);
+        }
         let summary = Summary {
             id,
             source: options.source.clone(),
@@ -312,6 +339,7 @@ impl Job<'_> {
         cancel.check()?;
         epoch.commit(&manifest).await?;
         tracing::info!(snapshot = %summary.id, "the snapshot exists");
+        client.close().await;
         if summary.kind == SnapshotKind::Full
             && let Err(error) = epoch.repository().drop_unfinished(&summary.source, &summary.id).await
         {
@@ -377,11 +405,12 @@ impl Job<'_> {
         feed: &LogFeed,
         (timeline, start): (Timeline, Lsn),
         session: &mut BackupSession,
-    ) -> Result<Vanished, BackupError> {
-        let Some(log) = self.log() else { return Ok(Vanished::default()) };
+    ) -> Result<(Vanished, LogRange), BackupError> {
+        let nothing = (Vanished::default(), LogRange { start, end: start });
+        let Some(log) = self.log() else { return Ok(nothing) };
         let suspects = vanished::suspects(ground.base.files(), listed, &ground.between.map);
         if suspects.is_empty() {
-            return Ok(Vanished::default());
+            return Ok(nothing);
         }
         // The listing was made after the backup began; what happened in between is in the log as well.
         let query = |source| BackupError::Query { source_name: self.options.source.clone(), source };
@@ -395,9 +424,28 @@ impl Job<'_> {
         } else {
             None
         };
-        let (keyring, base, data_directory) = (log.keyring, &*ground.base, self.data_directory.as_path());
-        let inquiry = Inquiry { keyring, base, options: self.options, data_directory, listed };
-        inquiry.run(suspects, since.as_ref()).await
+        let inquiry = self.inquiry(log.keyring, &ground.base, listed);
+        Ok((inquiry.run(suspects, since.as_ref()).await?, range))
+    }
+
+    /// Finds out about what could not be judged before, now that the log of the backup is there.
+    async fn judge(&self, unclear: Unclear, listed: &Scan, timeline: Timeline) -> Result<Vec<String>, BackupError> {
+        let Some(log) = self.log() else { return Ok(Vec::new()) };
+        let Unclear { suspects, base, range } = unclear;
+        match changes::since(&log, timeline, range).await? {
+            Ok(since) => Ok(self.inquiry(log.keyring, &base, listed).run(suspects, Some(&since)).await?.incidents),
+            Err(why) => {
+                let (files, base) = (suspects.len(), &base.summary.id);
+                Ok(vec![format!(
+                    "{files} files are shorter than in snapshot {base}, and the log does not say why: {why}"
+                )])
+            }
+        }
+    }
+
+    fn inquiry<'b>(&'b self, keyring: &'b Keyring, base: &'b Base, listed: &'b Scan) -> Inquiry<'b> {
+        let Self { options, data_directory, cancel, .. } = self;
+        Inquiry { keyring, base, options, data_directory, listed, cancel }
     }
 
     fn log(&self) -> Option<changes::Log<'_>> {

@@ -12,7 +12,7 @@
 //! In the usual case nothing is suspected, and this costs a look at two listings.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use holdfast_changes::{ChangeMap, Changes};
@@ -21,6 +21,7 @@ use holdfast_pgformat::page::PAGE_SIZE;
 use holdfast_pgformat::{Fork, Relation, RelationFile, path};
 use holdfast_postgres::client::{Client, Purpose};
 use holdfast_repository::Keyring;
+use holdfast_runtime::Cancel;
 
 use crate::BackupError;
 use crate::audit::{fetch, is_unused};
@@ -33,8 +34,8 @@ use crate::snapshot::BackupOptions;
 const NAMED: usize = 10;
 /// How long a database may take to be removed, once that is seen.
 const DROP_BOUND: Duration = Duration::from_mins(10);
-/// How long nobody may be able to connect to one.
-const CONNECT_BOUND: Duration = Duration::from_mins(1);
+/// How long nobody may be able to connect to one, while none of its files goes.
+const STUCK_BOUND: Duration = Duration::from_mins(1);
 const ASKING_BOUND: Duration = Duration::from_secs(20);
 
 /// A file that should have more pages than it has.
@@ -107,6 +108,7 @@ pub(crate) struct Inquiry<'a> {
     pub options: &'a BackupOptions,
     pub data_directory: &'a Path,
     pub listed: &'a Scan,
+    pub cancel: &'a Cancel,
 }
 
 /// What an inquiry finds.
@@ -114,8 +116,8 @@ pub(crate) struct Inquiry<'a> {
 pub(crate) struct Vanished {
     /// What cannot be explained, one sentence each.
     pub incidents: Vec<String>,
-    /// Why it is not known whether what was found can be explained.
-    pub unclear: Option<String>,
+    /// What cannot be judged before the log since the backup began is there.
+    pub unclear: Vec<Suspect>,
 }
 
 impl Inquiry<'_> {
@@ -125,19 +127,14 @@ impl Inquiry<'_> {
         mut suspects: Vec<Suspect>,
         since: Option<&ChangeMap>,
     ) -> Result<Vanished, BackupError> {
-        let mut unclear = None;
+        let mut unclear = Vec::new();
         if let Some(since) = since {
             for suspect in &mut suspects {
                 suspect.excuse(since);
             }
         } else {
             // Only the log could tell that a file was cut. Whether one may be gone the catalogue knows as well.
-            let cut = suspects.extract_if(.., |suspect| suspect.has.is_some()).count();
-            unclear = (cut > 0).then(|| {
-                format!(
-                    "everything was read: {cut} files are shorter, and the log since the backup began is not there yet"
-                )
-            });
+            unclear.extend(suspects.extract_if(.., |suspect| suspect.has.is_some()));
         }
         let mut missing = Vec::new();
         for suspect in suspects {
@@ -147,7 +144,7 @@ impl Inquiry<'_> {
         }
         let mut guilty = Vec::new();
         for (database, suspects) in by_database(missing) {
-            guilty.extend(self.look_up(database, suspects).await);
+            guilty.extend(self.look_up(database, suspects).await?);
         }
         guilty.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         Ok(Vanished { incidents: self.say(guilty), unclear })
@@ -187,34 +184,56 @@ impl Inquiry<'_> {
     }
 
     /// Those that the catalogue knows, and those of which it cannot be asked; with their names.
-    async fn look_up(&self, database: u32, suspects: Vec<Suspect>) -> Vec<(Suspect, Option<String>)> {
-        let unknown = |suspects: Vec<Suspect>| suspects.into_iter().map(|suspect| (suspect, None)).collect();
-        if database == 0 {
-            let asked = tokio::time::timeout(ASKING_BOUND, self.ask(None, &suspects)).await;
-            return asked.ok().flatten().map_or_else(|| unknown(suspects.clone()), |names| known(&suspects, &names));
-        }
+    async fn look_up(
+        &self,
+        database: u32,
+        suspects: Vec<Suspect>,
+    ) -> Result<Vec<(Suspect, Option<String>)>, BackupError> {
+        let named = |suspects: Vec<Suspect>, name: Option<&str>| {
+            suspects.into_iter().map(|suspect| (suspect, name.map(str::to_owned))).collect()
+        };
         let begun = Instant::now();
+        let (mut seen, mut wait) = ((begun, usize::MAX), Duration::from_millis(200));
         loop {
+            self.cancel.check()?;
             let known_as = tokio::time::timeout(ASKING_BOUND, self.database(database)).await.ok().flatten();
             let (name, mut is_going) = match known_as {
                 // It was dropped.
-                Some(None) => return Vec::new(),
-                Some(Some(found)) => found,
-                None => return unknown(suspects),
+                Some(None) => return Ok(Vec::new()),
+                Some(Some((name, is_going))) => (Some(name), is_going),
+                None => (None, false),
             };
             is_going |= suspects.iter().any(|suspect| self.has_lost_its_database(suspect));
-            if !is_going {
-                let asked = tokio::time::timeout(ASKING_BOUND, self.ask(Some(&name), &suspects)).await;
-                if let Some(names) = asked.ok().flatten() {
-                    return known(&suspects, &names);
+            if let Some(name) = name.as_deref().filter(|_| !is_going) {
+                let asked = tokio::time::timeout(ASKING_BOUND, self.ask((database != 0).then_some(name), &suspects));
+                if let Some(names) = asked.await.ok().flatten() {
+                    return Ok(known(&suspects, &names));
                 }
             }
             // Nobody can connect to one that is being dropped, and its row is there until the last of its files is gone.
-            if begun.elapsed() > if is_going { DROP_BOUND } else { CONNECT_BOUND } {
-                return unknown(suspects);
+            let left = self.files_beside(&suspects);
+            if left < seen.1 {
+                seen = (Instant::now(), left);
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            let (is_over, is_stuck) = (begun.elapsed() > DROP_BOUND, seen.0.elapsed() > STUCK_BOUND);
+            if is_over || is_stuck {
+                let partly = name.filter(|_| is_going).map(|name| format!("of database {name}, only partly dropped"));
+                return Ok(named(suspects, partly.as_deref()));
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(2));
         }
+    }
+
+    /// How many files are left in the folders of these: fewer and fewer while their database is removed.
+    fn files_beside(&self, suspects: &[Suspect]) -> usize {
+        let folder = |suspect: &Suspect| {
+            let slash = suspect.name.iter().rposition(|byte| *byte == b'/')?;
+            let relative = suspect.name.get(PGDATA.len() + 1..slash)?;
+            Some(self.data_directory.join(String::from_utf8_lossy(relative).as_ref()))
+        };
+        let folders: HashSet<PathBuf> = suspects.iter().filter_map(folder).collect();
+        folders.iter().filter_map(|folder| Some(std::fs::read_dir(folder).ok()?.count())).sum()
     }
 
     /// Removing a database begins with its folders.
@@ -230,6 +249,10 @@ impl Inquiry<'_> {
     /// The name of a database, and whether a drop of it has begun. `None`: could not find out. `Some(None)`: there is no
     /// such database.
     async fn database(&self, database: u32) -> Option<Option<(String, bool)>> {
+        if database == 0 {
+            // Those of the whole cluster: any will do.
+            return Some(Some((String::new(), false)));
+        }
         let mut client = Client::connect(&self.options.connection, Purpose::Sql).await.ok()?;
         // DATCONNLIMIT_INVALID_DB of pg_database.h, set since the minor releases of August 2023.
         let sql =
@@ -325,8 +348,6 @@ fn known(suspects: &[Suspect], names: &HashMap<Relation, String>) -> Vec<(Suspec
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use holdfast_pgformat::WalDecoder;
     use holdfast_pgformat::path::tablespace_version_directory;
     use holdfast_types::{Lsn, SegmentSize};

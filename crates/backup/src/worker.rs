@@ -35,6 +35,9 @@ pub(crate) const FRAME_BYTES: usize = 256 << 10;
 const SHORT_READS: u32 = 3;
 /// Read at once: without the page cache nobody reads ahead for us.
 const READ_BYTES: usize = 4 * FRAME_BYTES;
+/// The same while the backup yields: a commit waits behind what the disk does, and behind what the processor does with it
+/// (decision 0012).
+const YIELDING_READ_BYTES: usize = FRAME_BYTES;
 /// Relations from this size on are read past the page cache.
 const DIRECT_BYTES: u64 = 1 << 20;
 /// Ranges of changed pages that the kernel is told of in advance.
@@ -229,7 +232,7 @@ impl Worker {
     fn read_whole(&mut self, file: &File, read: &mut ReadFile, buffer: &mut [u8]) -> Result<(), BackupError> {
         let size = read.task.size;
         while read.size < size {
-            let want = (size - read.size).min(READ_BYTES as u64) as usize;
+            let want = (size - read.size).min(self.at_once()) as usize;
             let got = self.read(file, read, read.size, want, buffer)?;
             for frame in buffer.get_mut(..got).unwrap_or_default().chunks_mut(FRAME_BYTES) {
                 self.check_pages(read, frame, read.size)?;
@@ -266,7 +269,7 @@ impl Worker {
             self.borrow(read, &mut before, bytes(range.start), map)?;
             before.skip_bytes(bytes(range.end - range.start));
             while read.size < bytes(range.end) {
-                let want = (bytes(range.end) - read.size).min(READ_BYTES as u64) as usize;
+                let want = (bytes(range.end) - read.size).min(self.at_once()) as usize;
                 let got = self.read(file, read, read.size, want, buffer)?;
                 for part in buffer.get_mut(..got).unwrap_or_default().chunks_mut(FRAME_BYTES) {
                     self.check_pages(read, part, read.size)?;
@@ -283,6 +286,10 @@ impl Worker {
             self.borrow(read, &mut before, read.task.size, map)?;
         }
         self.flush_gathered(read)
+    }
+
+    fn at_once(&self) -> u64 {
+        if self.shared.pace.get() < 1.0 { YIELDING_READ_BYTES as u64 } else { READ_BYTES as u64 }
     }
 
     fn read(

@@ -186,8 +186,8 @@ impl BackupSession {
         &mut self.client
     }
 
-    /// Ends the backup. Its log must reach to [`BackupStop::lsn`] before it counts as one.
-    pub async fn stop(mut self) -> Result<BackupStop, BackupError> {
+    /// Ends the backup. Its log must reach to [`BackupStop::lsn`] before it counts as one. The session is given back.
+    pub async fn stop(mut self) -> Result<(BackupStop, Client), BackupError> {
         let (server, lsn) = (self.client.server().to_owned(), self.lsn);
         let call = match self.client.major() {
             15.. => "pg_catalog.pg_backup_stop(false)",
@@ -225,15 +225,15 @@ impl BackupSession {
         if label.lsn != lsn {
             return Err(BackupError::Label { server, lsn, problem: "it names another start position" });
         }
-        self.client.close().await;
-        Ok(BackupStop {
+        let stop = BackupStop {
             lsn: stop.lsn,
             start_timeline: label.timeline,
             timeline: stop.recovery_timeline.unwrap_or(label.timeline),
             stopped_at: stop.stopped_at,
             backup_label: stop.backup_label,
             tablespace_map: stop.tablespace_map,
-        })
+        };
+        Ok((stop, self.client))
     }
 }
 

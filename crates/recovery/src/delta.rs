@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ impl Old {
     /// Nothing, if a plain restore can have the directory. The server must not run.
     pub(crate) fn look(to: &Path, manifest: &Manifest) -> Result<Option<Self>, RestoreError> {
         let is_empty = match fs::read_dir(to) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) if error.kind() == ErrorKind::NotFound => true,
             entries => entries.map_err(RestoreError::write(to))?.next().is_none(),
         };
         if is_empty {
@@ -54,7 +55,7 @@ impl Old {
         let old = Self { to: to.to_owned(), major };
         let path = to.join(CONTROL_FILE);
         let control = match fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return old.unfinished(expected),
+            Err(error) if error.kind() == ErrorKind::NotFound => return old.unfinished(expected),
             bytes => bytes.map_err(RestoreError::write(&path))?,
         };
         let unknown = |why: String| RestoreError::UnknownCluster { path: to.to_owned(), why };
@@ -74,7 +75,7 @@ impl Old {
         let marker = self.to.join(MARKER);
         let why = format!("it has neither {CONTROL_FILE} nor {MARKER}");
         let text = match fs::read(&marker) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(RestoreError::UnknownCluster { path: self.to, why });
             }
             text => text.map_err(RestoreError::write(&marker))?,
@@ -102,7 +103,7 @@ impl Old {
     pub(crate) fn disable(&self) -> Result<(), RestoreError> {
         let path = self.to.join(CONTROL_FILE);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             removed => {
                 removed.map_err(RestoreError::write(&path))?;
                 sync(&self.to.join("global"))
@@ -259,9 +260,12 @@ impl Tidy {
 pub(crate) fn running_owner(place: &Path) -> Result<Option<PathBuf>, RestoreError> {
     let identity = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     let Some(wanted) = unless_gone(place, identity(place))? else { return Ok(None) };
-    // A server owns its tablespaces, or it could not write them: those of other users, as in containers, need not be
-    // looked into, which only root may do.
-    let owner = place.metadata().map_err(RestoreError::read(place))?.uid();
+    // A server owns what it makes in its tablespaces: those of other users, as in containers, need not be looked into,
+    // where only root may do that.
+    let mut owners = vec![place.metadata().map_err(RestoreError::read(place))?.uid()];
+    for entry in fs::read_dir(place).map_err(RestoreError::read(place))?.flatten() {
+        owners.extend(entry.metadata().ok().map(|metadata| metadata.uid()));
+    }
     let processes = Path::new("/proc");
     for process in fs::read_dir(processes).map_err(RestoreError::read(processes))? {
         let process = process.map_err(RestoreError::read(processes))?;
@@ -271,14 +275,17 @@ pub(crate) fn running_owner(place: &Path) -> Result<Option<PathBuf>, RestoreErro
         let process = process.path();
         let name = process.join("comm");
         let name = unless_gone(&name, fs::read(&name))?.unwrap_or_default();
-        if !matches!(name.trim_ascii(), b"postgres" | b"postmaster")
-            || unless_gone(&process, process.metadata())?.is_none_or(|metadata| metadata.uid() != owner)
-        {
+        if !matches!(name.trim_ascii(), b"postgres" | b"postmaster") {
             continue;
         }
+        let Some(metadata) = unless_gone(&process, process.metadata())? else { continue };
         let directory = process.join("cwd");
         let links = directory.join("pg_tblspc");
-        for link in unless_gone(&links, fs::read_dir(&links))?.into_iter().flatten() {
+        let listed = match fs::read_dir(&links) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied && !owners.contains(&metadata.uid()) => continue,
+            listed => unless_gone(&links, listed)?,
+        };
+        for link in listed.into_iter().flatten() {
             let link = link.map_err(RestoreError::read(&links))?.path();
             let Some(target) = unless_gone(&link, fs::symlink_metadata(&link))?
                 .filter(fs::Metadata::is_symlink)
@@ -303,7 +310,7 @@ pub(crate) fn running_owner(place: &Path) -> Result<Option<PathBuf>, RestoreErro
 fn unless_gone<T>(path: &Path, found: std::io::Result<T>) -> Result<Option<T>, RestoreError> {
     match found {
         Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ESRCH as i32) => Ok(None),
         Err(error) => Err(RestoreError::read(path)(error)),
     }

@@ -184,11 +184,26 @@ async fn goes_on_elsewhere(
         && later.any(|later| view.end(later).is_some_and(|newest| newest > end)))
 }
 
-/// Where the timeline that recovery was told to follow left this one. What the older server wrote after that is of another
-/// history; PostgreSQL would take it where the followed timeline has no segment, because it then tries those before it.
+/// Where the timeline that recovery follows left this one. What the older server wrote after that is of another history;
+/// PostgreSQL would take it where the followed timeline has no segment, because it then tries those before it.
 async fn left_at(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<Option<Lsn>, GetError> {
-    match options.timeline {
-        Some(followed) if followed > timeline => Ok(history(keyring, options, followed).await?.switch_point(timeline)),
+    let mut followed = options.timeline;
+    if followed.is_none() {
+        let histories = keyring.repository().histories(&options.source, options.lineage).await;
+        let failed = |source| GetError::Repository { name: options.name.clone(), source };
+        followed = histories.map_err(failed)?.last().copied();
+    }
+    match followed {
+        Some(followed) if followed > timeline => {
+            let left_at = history(keyring, options, followed).await?.switch_point(timeline);
+            if let (Some(at), None) = (left_at, options.timeline) {
+                tracing::debug!(
+                    %timeline, %followed, %at,
+                    "log behind this position is not served; --timeline says if another timeline than the newest is followed"
+                );
+            }
+            Ok(left_at)
+        }
         _ => Ok(None),
     }
 }

@@ -181,7 +181,10 @@ async fn what_the_older_server_wrote_after_the_switch_is_not_served() {
             (Some(2), 5, Some(0x1000)),
             (Some(2), 6, None),
             (Some(1), 6, Some(MIB)),
-            (None, 6, Some(MIB)),
+            // The newest.
+            (None, 4, Some(MIB)),
+            (None, 5, Some(0x1000)),
+            (None, 6, None),
         ] {
             let timeline = followed.map(Timeline::new);
             let options = GetOptions { timeline, partial, ..fixture.options(1, number) };

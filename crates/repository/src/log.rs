@@ -178,8 +178,7 @@ impl Repository {
             let pieces = self.list(&format!("{}/{source}/{lineage}", Names::PIECES)).await?;
             Ok::<_, RepositoryError>((pieces, self.list(&format!("{}/{source}/{lineage}", Names::WAL)).await?))
         };
-        let histories = Names::histories(source, lineage);
-        let ((pieces, segments), histories) = tokio::try_join!(log, self.list(&histories))?;
+        let ((pieces, segments), histories) = tokio::try_join!(log, self.histories(source, lineage))?;
         let mut whole = BTreeSet::new();
         for listed in segments {
             if let Ok(segment) = Segment::parse(listed.name.file_name(), lineage.segment_size) {
@@ -213,12 +212,14 @@ impl Repository {
         for objects in objects.values_mut() {
             objects.sort_by_key(|object| (object.range.start, object.range.end));
         }
-        let histories = histories
-            .iter()
-            .filter_map(|listed| u32::from_str_radix(listed.name.file_name().strip_suffix(".history")?, 16).ok())
-            .map(Timeline::new)
-            .collect();
         Ok(LogView { source: source.to_owned(), lineage, objects, histories })
+    }
+
+    /// The timelines whose histories are there, in order.
+    pub async fn histories(&self, source: &str, lineage: Lineage) -> Result<BTreeSet<Timeline>, RepositoryError> {
+        let listed = self.list(&Names::histories(source, lineage)).await?;
+        let number = |name: &str| u32::from_str_radix(name.strip_suffix(".history")?, 16).ok();
+        Ok(listed.iter().filter_map(|listed| number(listed.name.file_name())).map(Timeline::new).collect())
     }
 
     /// Stores sealed log. What exists under the name must have the same plain content.

@@ -9,6 +9,7 @@ use holdfast_store::{Created, Listed, ObjectName, Store, StoreError};
 use holdfast_types::{Micros, PackId, RepositoryId};
 use tokio::task::JoinSet;
 
+use crate::config::ConfigError;
 use crate::{Names, Recipient, RepositoryConfig, RepositoryError, random};
 
 /// An open repository. Cheap to clone.
@@ -24,12 +25,6 @@ const LIST_PAGE: usize = 10_000;
 
 /// How many objects are looked for at once: a look costs a store nothing but its latency.
 const LOOKS_AT_ONCE: usize = 32;
-
-/// The part of a configuration that tells whether the rest can be read at all.
-#[derive(serde::Deserialize)]
-struct FormatOnly {
-    format: u16,
-}
 
 impl Repository {
     /// Makes a repository in an empty store.
@@ -75,10 +70,10 @@ impl Repository {
         };
         let name = Names::config(newest);
         let bytes = store.read(&name).await?;
-        let config = Self::decode_config(&*store, &name, &bytes)?;
-        if config.generation != newest || config.format == 0 {
-            return Err(RepositoryError::content(&name, "it is the configuration of another generation"));
-        }
+        let config = RepositoryConfig::decode(&bytes, newest).map_err(|error| match error {
+            ConfigError::Newer { found } => RepositoryError::NewerFormat { location, found, known: FORMAT_VERSION },
+            error => RepositoryError::content(&name, error),
+        })?;
         Ok(Self { store, config: Arc::new(config), cancel })
     }
 
@@ -94,19 +89,8 @@ impl Repository {
         self
     }
 
-    fn decode_config(store: &dyn Store, name: &ObjectName, bytes: &[u8]) -> Result<RepositoryConfig, RepositoryError> {
-        let FormatOnly { format: found } =
-            serde_json::from_slice(bytes).map_err(|error| RepositoryError::content(name, error))?;
-        if found > FORMAT_VERSION {
-            let location = store.location();
-            return Err(RepositoryError::NewerFormat { location, found, known: FORMAT_VERSION });
-        }
-        serde_json::from_slice(bytes).map_err(|error| RepositoryError::content(name, error))
-    }
-
     pub(crate) async fn write_config(&self, config: &RepositoryConfig) -> Result<Created, RepositoryError> {
-        let mut bytes = serde_json::to_vec_pretty(config).map_err(|e| RepositoryError::content("config", e))?;
-        bytes.push(b'\n');
+        let bytes = config.encode().map_err(|error| RepositoryError::content(Names::CONFIG, error))?;
         self.create(&Names::config(config.generation), Bytes::from(bytes)).await
     }
 

@@ -112,6 +112,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let source = config.source(&options.source)?;
     let stored = config.repository(Some(&source.repository))?;
     let repository = context.repository(stored).await?;
+    let mut is_missed = false;
     if options.if_due {
         let decided = due::decide(&repository, source).await;
         let decided = decided.doing(|| format!("could not find out whether a backup of `{}` is due", source.name))?;
@@ -120,6 +121,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
             return Ok(if decided.is_failure() { Exit::Failed } else { Exit::Done });
         }
         context.output.note(&decided.text());
+        is_missed = decided.is_missed();
     }
     let identities = match options.kind {
         // Only to go on with one that was interrupted: without an identity it begins anew.
@@ -160,7 +162,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     if let Err(error @ BackupError::Running { .. }) = &report {
         let value = serde_json::json!({ "due": false, "running": true });
         context.output.result(&value, || format!("not due: {error}\n"))?;
-        return Ok(Exit::Done);
+        // One that takes too long keeps no promise, and neither does one that hangs.
+        return Ok(if is_missed { Exit::Failed } else { Exit::Done });
     }
     let mut report = report.doing(|| format!("could not back up `{}`", source.name))?;
     let bound = settings.replay_bound();

@@ -83,6 +83,10 @@ fn backup(error: &BackupError) -> Option<Verdict> {
             Exit::Cancelled,
             "The next full backup goes on with what is stored. Widen `windows`, or loosen the limits.",
         ),
+        BackupError::Pooled { .. } => verdict(
+            Exit::Usage,
+            "Let `connection` lead to the server itself, best by its socket's directory: `host=/run/postgresql`.",
+        ),
         BackupError::Running { .. } => plain(Exit::InTheWay),
         BackupError::TimelineChanged => verdict(Exit::Failed, "Take the backup again."),
         BackupError::Level(_) => plain(Exit::Usage),
@@ -109,7 +113,9 @@ fn receive(error: &ReceiveError) -> Option<Verdict> {
             Exit::Failed,
             "What it has written since is another history at the same positions, and cannot be stored beside the first. Give \
              it a timeline of its own: stop it, create `standby.signal` in its data directory, start it, run `SELECT \
-             pg_promote()`, start this again, and take a full backup. Nothing that is in the repository is lost.",
+             pg_promote()`, start this again, and take a full backup. Where `archive_command` pushes the log, then delete \
+             the files `SEGMENT.ready` in pg_wal/archive_status of segments of the old timeline that are refused, or they are \
+             tried for ever. Nothing that is in the repository is lost.",
         ),
         ReceiveError::Level(_) => plain(Exit::Usage),
         _ => return None,

@@ -97,7 +97,7 @@ fn every_class_of_object_is_damaged() {
             let is_named = named.iter().any(|name| names.contains(name));
             // A snapshot that is not there was never promised, as far as anybody can know: its removal is no damage.
             let cannot_be_known = class == "snapshots" && harm == Harm::Delete;
-            // The configuration is not sealed: a change that still reads as one is known by the recipients it names.
+            // Without it nothing can be opened, nor named.
             let is_refused = class == "config" && *verify != Some(0) && *restore != Some(0);
             if !(matches!(verify, Some(3)) && is_named || cannot_be_known || is_refused) {
                 silent.push(format!("{harm:?} of {victim}: {outcome:#?}"));

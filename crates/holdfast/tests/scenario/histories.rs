@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
-use holdfast_testkit::{Postgres, StopMode, default_version};
+use holdfast_testkit::{Postgres, StopMode, default_version, wait_until};
 use serde_json::Value;
 
 use crate::run::Run;
-use crate::site::{Site, lsn};
+use crate::site::{BOUND, Site, lsn};
 
 fn incremental(site: &Site) -> Run {
     site.run(&["backup", "chat", "--json", "--fast", "--type", "incremental"])
@@ -66,4 +66,37 @@ fn a_server_that_was_set_back_is_not_believed() {
     let notes = report["notes"].to_string();
     assert!(notes.contains("it is not known what changed: the log of timeline 1"), "{notes}");
     receiver.stop();
+}
+
+/// The same where the archiver brings the log: it is refused, which only the server sees, and the log that is there would
+/// look like the backup's own.
+#[test]
+fn a_server_that_was_set_back_makes_no_backups_beside_its_archiver() {
+    let mut server =
+        Postgres::build(&default_version()).setting("autovacuum", "off").setting("archive_mode", "on").start();
+    let site = Site::protecting(&server);
+    let push = site.shell_command("--quiet wal push chat %p");
+    server.sql(&format!("alter system set archive_command = '{push}'; select pg_reload_conf()"));
+    server.sql("create table t as select i as id, repeat(md5(i::text), 5) as text from generate_series(1, 5000) i");
+    site.backup();
+    server.stop(StopMode::Fast);
+    let volume = site.path("volume");
+    copy(server.data_directory(), &volume);
+    server.start();
+    for _ in 0..3 {
+        server.sql("update t set text = md5(text) where id < 500; select pg_switch_wal()");
+    }
+    let archived = "select count(*) from pg_ls_archive_statusdir() where name like '%.ready'";
+    wait_until(BOUND, "all to be archived", || server.sql(archived) == "0");
+    // A full backup, so that nothing else may notice.
+    site.backup();
+    server.stop(StopMode::Fast);
+
+    copy(&volume, server.data_directory());
+    server.start();
+    server.sql("update t set text = 'another history' where id < 500");
+    for kind in ["full", "incremental"] {
+        let refused = site.run(&["backup", "chat", "--fast", "--type", kind]);
+        refused.expect(1).says("the server was set back").says("pg_promote");
+    }
 }

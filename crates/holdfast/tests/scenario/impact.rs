@@ -74,6 +74,24 @@ fn a_question_that_hangs_is_the_only_one() {
     assert_eq!(server.sql("select last_value from asked"), "2");
 }
 
+/// Commits wait for a standby that is down: the time at which a backup is wanted most.
+#[test]
+fn commits_that_hang_do_not_keep_backups_from_being_made() {
+    let (server, site) = site("");
+    let hang = "alter system set synchronous_standby_names = 'nobody'; select pg_reload_conf()";
+    server.sql(&format!("set synchronous_commit = off; {hang}"));
+    wait_until(BOUND, "commits to wait", || server.sql("show synchronous_standby_names") == "nobody");
+    for limit in ["auto", "10ms"] {
+        let report = site.run(&["backup", "chat", "--json", "--fast", "--latency-limit", limit]).expect(0).json();
+        assert_eq!(report["snapshot"]["kind"], "full", "{report:#}");
+    }
+    // Its one session is gone with it.
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    server.sql("alter system reset synchronous_standby_names; select pg_reload_conf()");
+    wait_until(BOUND, "nobody to wait", || server.sql(waiting) == "0");
+    site.verify();
+}
+
 #[test]
 fn the_default_probe_is_a_commit() {
     let (server, site) = site("latency_limit = \"30s\"");

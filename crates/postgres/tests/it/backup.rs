@@ -17,7 +17,7 @@ async fn clone(primary: &Server, label: &str) -> (Server, BackupStop) {
     let complaints = String::from_utf8_lossy(&copied.stderr);
     assert!(complaints.lines().all(|line| line.ends_with("No such file or directory")), "{complaints}");
     session.position(Duration::from_secs(10)).await.unwrap();
-    let stop = session.stop().await.unwrap();
+    let (stop, _) = session.stop().await.unwrap();
     assert!(stop.lsn > start.lsn && stop.start_timeline == start.timeline.unwrap());
     assert!(stop.stopped_at > start.started_at);
     std::fs::remove_file(standby.data().join("postmaster.pid")).unwrap();
@@ -54,7 +54,7 @@ async fn a_backup_from_start_to_stop() {
     // Longer than the limit that the session must have taken away.
     tokio::time::sleep(Duration::from_millis(500)).await;
     session.position(Duration::from_secs(10)).await.unwrap();
-    let stop = session.stop().await.unwrap();
+    let (stop, _) = session.stop().await.unwrap();
 
     let expected = b"LABEL: nightly 'caf\xe9' \\ 7\n";
     assert!(stop.backup_label.windows(expected.len()).any(|part| part == expected), "the database's own bytes");
@@ -76,7 +76,7 @@ async fn tablespaces_are_mapped() {
     sql.execute(&format!("CREATE TABLESPACE faster LOCATION '{}'", space.display())).await.unwrap();
     let oid = ServerInfo::read(&mut sql).await.unwrap().tablespaces[0].oid;
     let (session, _) = BackupSession::start(sql, "x", StartCheckpoint::Fast).await.unwrap();
-    let stop = session.stop().await.unwrap();
+    let (stop, _) = session.stop().await.unwrap();
     assert_eq!(String::from_utf8(stop.tablespace_map).unwrap(), format!("{oid} {}\n", space.display()));
 }
 
@@ -161,6 +161,6 @@ async fn standby_backup_promotion_and_the_end_of_a_timeline() {
     assert!(!info.in_recovery && info.timeline == next);
     let (session, start) = BackupSession::start(standby.sql().await, "third", StartCheckpoint::Fast).await.unwrap();
     assert_eq!(start.timeline, Some(next));
-    let stop = session.stop().await.unwrap();
+    let (stop, _) = session.stop().await.unwrap();
     assert_eq!((stop.start_timeline, stop.timeline), (next, next));
 }

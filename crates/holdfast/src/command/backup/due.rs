@@ -71,6 +71,11 @@ impl Decision {
         matches!(self.due, Due::Lags(replay) if !replay.keeps(self.bound.target))
     }
 
+    /// Whether the target is missed already.
+    pub(super) fn is_missed(&self) -> bool {
+        matches!(self.due, Due::Yes(replay) if !replay.keeps(self.bound.target))
+    }
+
     pub(super) fn text(&self) -> String {
         let since = self.newest.as_ref().map(|newest| newest.id.as_str()).unwrap_or_default();
         let estimate = |Replay { bytes, time }: Replay| {

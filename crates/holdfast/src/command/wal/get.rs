@@ -41,8 +41,8 @@ pub(crate) struct Options {
     /// Serve nothing behind --until, as if the log ended there, however far it has grown.
     #[arg(long, requires = "until")]
     cut: bool,
-    /// The timeline that recovery follows, if not the newest: log missing on the way to it is a gap, and segments are
-    /// fetched ahead along its history.
+    /// The timeline that recovery follows, if not the newest: of those before it nothing is served from behind where they
+    /// were left, log missing on the way to it is a gap, and segments are fetched ahead along its history.
     #[arg(long, value_name = "N")]
     timeline: Option<u32>,
     /// Which cluster's log: system identifier and segment size in MiB.
