@@ -92,6 +92,8 @@ def rows(context: Context, samples: list[Sample]) -> list[Row]:
         pair.row(f"{CASE}.wall", "s", lambda s: s.wall),
         pair.row(f"{CASE}.cpu", "s", lambda s: s.cpu),
         latency.row(f"{CASE}.latency.wall", "s", lambda s: s.wall),
+        # Without the start and the end of recovery.
+        latency.row(f"{CASE}.latency.redo", "s", lambda s: s.details["redo_seconds"]),
     ]
 
 
