@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use holdfast_postgres::backup_api::BackupStop;
-use holdfast_postgres::client::{Client, Purpose, QueryError};
+use holdfast_postgres::client::{Client, Purpose};
 use holdfast_postgres::server::ServerInfo;
 use holdfast_repository::{Lineage, Repository};
 use holdfast_runtime::Cancel;
@@ -180,23 +180,18 @@ async fn refuse_if_set_back(
     info: &ServerInfo,
 ) -> Result<(), BackupError> {
     let source_name = || options.source.clone();
-    let query = |source| BackupError::Query { source_name: source_name(), source };
     let mut client = Client::connect(options.log_connection.as_ref().unwrap_or(&options.connection), Purpose::Sql)
         .await
         .map_err(|source| BackupError::Connect { source_name: source_name(), source })?;
     let view = repository.log(&options.source, crate::server::lineage(info)).await?;
-    // Asked after the listing, since the log goes on meanwhile. A standby may well be behind.
-    let sql = "SELECT pg_catalog.pg_current_wal_flush_lsn() AS lsn, timeline_id FROM pg_catalog.pg_control_checkpoint() \
-               WHERE NOT pg_catalog.pg_is_in_recovery()";
-    let rows = client.query(sql).await.map_err(query)?;
-    let server = client.server().to_owned();
+    // Asked after the listing, since the log goes on meanwhile.
+    let server = ServerInfo::read(&mut client).await;
     client.close().await;
-    let Some(row) = rows.first() else { return Ok(()) };
-    let answer = |error| query(QueryError::answer(&server)(error));
-    let server_end: Lsn = row.parse("lsn").map_err(answer)?;
-    let timeline = Timeline::new(row.parse("timeline_id").map_err(answer)?);
+    let ServerInfo { in_recovery, timeline, lsn: server_end, .. } =
+        server.map_err(|source| BackupError::Query { source_name: source_name(), source })?;
     match view.end(timeline) {
-        Some(durable) if durable > server_end => {
+        // A standby may well be behind.
+        Some(durable) if durable > server_end && !in_recovery => {
             Err(BackupError::Log(Box::new(ReceiveError::ServerSetBack { timeline, server_end, durable })))
         }
         _ => Ok(()),

@@ -317,6 +317,23 @@ impl Probe {
         }
     }
 
+    /// Takes back a question that hangs: where commits wait for a standby, its session would stay for as long as they do
+    /// though nobody is connected to it, one more after each backup.
+    pub(crate) async fn end(self) {
+        let (Some(client), Some(_)) = (&self.client, self.asked_at) else { return };
+        let sql = format!("SELECT pg_catalog.pg_cancel_backend({})", client.backend_pid());
+        let cancelled: Result<(), Failed> = async {
+            let mut other = Client::connect(&self.connection, Purpose::Sql).await?;
+            tokio::time::timeout(RETREAT, other.query(&sql)).await??;
+            other.close().await;
+            Ok(())
+        }
+        .await;
+        if let Err(error) = cancelled {
+            tracing::warn!(%error, pid = client.backend_pid(), "the probe's last question may still hang at the server");
+        }
+    }
+
     /// Whether there is anybody to slow down for.
     async fn look_for_users(&mut self) {
         let period = match (self.counted, self.is_used) {

@@ -186,13 +186,31 @@ struct Unclear {
 
 impl Job<'_> {
     async fn run(&self, client: Client, log: &LogFeed) -> Result<BackupReport, BackupError> {
-        let Self { epoch, options, info, progress, cancel, .. } = self;
+        let Self { epoch, options, info, .. } = self;
         let id = SnapshotId::new(&stamp(info.now), random()).map_err(|_| BackupError::Worker)?;
         let mut notes = Vec::new();
         let base = self.find_base(&mut notes).await?;
         let packs = base.as_ref().map(|base| PackCheck::begin(epoch.repository(), base));
         let latency = &options.impact.latency;
         let mut probe = Probe::begin(&options.connection, latency, info.in_recovery, &options.source).await?;
+        let outcome = self.make(client, log, id, (base, packs), probe.as_mut(), notes).await;
+        // However it ended.
+        if let Some(probe) = probe {
+            probe.end().await;
+        }
+        outcome
+    }
+
+    async fn make(
+        &self,
+        client: Client,
+        log: &LogFeed,
+        id: SnapshotId,
+        (base, packs): (Option<Base>, Option<PackCheck>),
+        mut probe: Option<&mut Probe>,
+        mut notes: Vec<String>,
+    ) -> Result<BackupReport, BackupError> {
+        let Self { epoch, options, info, progress, cancel, .. } = self;
         progress.begin(Phase("waiting for the checkpoint"), 0);
         if options.checkpoint == StartCheckpoint::Spread
             && let Some(wait) = spread_checkpoint(info)
@@ -275,7 +293,7 @@ impl Job<'_> {
             notes.push(format!("goes on from an interrupted backup: {} were not read again", ByteSize::new(kept)));
         }
         let part = self.part(&id, (timeline, &start), base.as_deref());
-        let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_mut(), part).await?;
+        let mut outputs = self.copy(base.clone(), &mut listed, &mut session, probe.as_deref_mut(), part).await?;
         notes.extend(probe.and_then(|probe| probe.note()));
 
         progress.begin(Phase("ending the backup"), 0);

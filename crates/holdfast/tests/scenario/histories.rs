@@ -100,3 +100,33 @@ fn a_server_that_was_set_back_makes_no_backups_beside_its_archiver() {
         refused.expect(1).says("the server was set back").says("pg_promote");
     }
 }
+
+/// The log of the old timeline may go on behind where a standby left it: that one was not set back.
+#[test]
+fn a_failover_that_left_log_behind_keeps_no_backup_from_being_made() {
+    let mut primary = Postgres::build(&default_version()).setting("archive_mode", "on").start();
+    let prepared = Postgres::standby_of(&primary).start();
+    let site = Site::protecting(&prepared);
+    let push = site.shell_command("--quiet wal push chat %p");
+    let mut standby = prepared;
+    for server in [&primary, &standby] {
+        server.sql(&format!("alter system set archive_command = '{push}'; select pg_reload_conf()"));
+    }
+    primary.sql("create table t as select i as id from generate_series(1, 1000) i");
+    let position = primary.sql("select pg_current_wal_flush_lsn()");
+    let has_all = format!("select pg_last_wal_replay_lsn() >= '{position}'");
+    wait_until(BOUND, "the standby to have all", || standby.sql(&has_all) == "t");
+    standby.stop(StopMode::Fast);
+    for _ in 0..3 {
+        primary.sql("insert into t select i as id from generate_series(1, 1000) i; select pg_switch_wal()");
+    }
+    let archived = "select count(*) from pg_ls_archive_statusdir() where name like '%.ready'";
+    wait_until(BOUND, "all to be archived", || primary.sql(archived) == "0");
+    let left_behind = site.durable(1);
+    primary.kill_9();
+    standby.start();
+    standby.sql("select pg_promote()");
+    assert!(lsn(&standby.sql("select pg_current_wal_flush_lsn()")) < left_behind);
+    site.backup();
+    site.verify();
+}

@@ -128,7 +128,7 @@ pub enum QueryError {
 
 impl QueryError {
     /// For `map_err` on values of rows.
-    pub fn answer(server: &str) -> impl Fn(RowError) -> Self + use<> {
+    pub(crate) fn answer(server: &str) -> impl Fn(RowError) -> Self + use<> {
         let server = server.to_owned();
         move |source| Self::Answer { server: server.clone(), source: Box::new(source) }
     }
