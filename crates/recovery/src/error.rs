@@ -109,6 +109,9 @@ pub enum RestoreError {
         log: String,
     },
 
+    #[error("starting a thread")]
+    Thread(#[source] io::Error),
+
     #[error("a worker ended unexpectedly")]
     Worker,
 
@@ -122,9 +125,9 @@ impl RestoreError {
         move |source| Self::Read { path, source }
     }
 
-    pub(crate) fn write(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn write(path: impl Into<PathBuf>) -> impl Fn(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Write { path, source }
+        move |source| Self::Write { path: path.clone(), source }
     }
 
     /// The target's file system is full.
