@@ -29,15 +29,17 @@ PARTS = {
     "impact": impact.run,
     "wal": wal.run,
 }
+OTHER_PEERS = ("pg_basebackup", "barman")
 NEED_PGBACKREST = {"full", "restore", "delta", "incremental", "chain", "growth", "impact"}
 NEED_WORKLOAD = set(PARTS) - {"wal", "growth"}
 # What each takes at its highest beside the workload: GiB, and GiB for each of its size. `growth` asks for itself.
+# With all peers; without any beside pgBackRest, a half less.
 DISK = {
     "full": (1, 1.0),
     "restore": (1, 2.0),
     "delta": (2, 3.2),
     "incremental": (3, 7.5),
-    "chain": (4, 14.0),
+    "chain": (4, 26.0),
     "replay": (5, 2.5),
     "impact": (5, 3.5),
     "wal": (16, 0.0),
@@ -61,6 +63,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--growth-sizes", default="1,4,16", metavar="N,N", help="sizes in GiB that growth compares (default 1,4,16)"
     )
+    parser.add_argument(
+        "--peers",
+        default=",".join(OTHER_PEERS),
+        metavar="NAMES",
+        help=f"who takes part in incremental and chain beside pgBackRest: some of {','.join(OTHER_PEERS)}, or nobody",
+    )
     parser.add_argument("--work", type=Path, default=BENCH / "work", metavar="DIR", help="needs 50 GB for 8 GiB")
     parser.add_argument("--results", type=Path, default=BENCH, metavar="DIR", help="where the results go (default bench)")
     parser.add_argument("--holdfast", type=Path, default=TARGET / "holdfast", metavar="PATH")
@@ -77,6 +85,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     options.parts = [part for part in options.only.split(",") if part]
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    options.peers = [peer for peer in options.peers.split(",") if peer]
+    if unknown := set(options.peers) - set(OTHER_PEERS):
+        parser.error(f"no such peer: {', '.join(sorted(unknown))}")
     try:
         options.growth_sizes = sorted({float(size) for size in options.growth_sizes.split(",")})
         options.chain_lengths = sorted({int(length) for length in options.chain_lengths.split(",")})
@@ -127,6 +138,7 @@ def run(options: argparse.Namespace, socket: Path) -> None:
         impact_seconds=options.impact_seconds,
         impact_rate=options.impact_rate,
         growth_sizes=options.growth_sizes,
+        peers=options.peers,
         keep=options.keep,
         port=options.port,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -157,6 +169,8 @@ def check_disk(context: Context) -> None:
         missing = 0.0 if cluster.made(size, context.work) else size
     for part in set(context.parts) & set(DISK):
         base, factor = DISK[part]
+        if part in ("incremental", "chain") and not context.peers:
+            factor /= 2
         needed = base + factor * size + (missing if part in NEED_WORKLOAD else 0)
         system.check_disk(context.work, needed * gib, f"{part} with {size:g} GiB")
     if "growth" in context.parts:

@@ -39,6 +39,8 @@ class Context:
     impact_seconds: int
     impact_rate: int
     growth_sizes: list[float]
+    # Beside pgBackRest.
+    peers: list[str]
     keep: bool
     port: int
     at: str
@@ -76,6 +78,8 @@ class Context:
 
     def pg_incremental(self, cluster: Path) -> list[PgIncremental]:
         """PostgreSQL's own, if the cluster is new enough."""
+        if "pg_basebackup" not in self.peers:
+            return []
         if (version := postgres.version_of(cluster)) < PgIncremental.VERSION_MIN:
             self.say(f"PostgreSQL {version} has no incremental backup of its own: it is left out")
             return []
@@ -83,6 +87,8 @@ class Context:
 
     def barman(self, cluster: Path) -> list[Barman]:
         """If it is installed."""
+        if "barman" not in self.peers:
+            return []
         if not Barman.is_there():
             self.say("no barman, or no rsync: it is left out")
             return []

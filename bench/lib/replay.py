@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-import threading
 import time
 from pathlib import Path
 
 from lib import changes, measure, system
+from lib.ahead import AheadWatcher
 from lib.cluster import DATABASE, Probe
 from lib.context import Context
 from lib.live import Live
@@ -133,26 +133,3 @@ def replay(context: Context, holdfast: Holdfast, name: str, plain: Path, shim: P
         redo = re.search(r"redo done at .* elapsed: ([\d.]+) s", lines.read())
     sample.details["redo_seconds"] = float(redo.group(1)) if redo else 0.0
     return sample
-
-
-class AheadWatcher:
-    """The processor time of the processes that fetch log ahead: nobody's children, so it is looked at as they run."""
-
-    def __init__(self, holdfast: Holdfast) -> None:
-        self._mark = str(holdfast.config)
-        self._used: dict[int, Cpu] = {}
-        self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(1 / measure.SAMPLES_PER_SECOND):
-            for process in system.processes():
-                line = system.command_line(process)
-                if self._mark in line and " wal prefetch " in line:
-                    self._used[process] = system.tree_cpu(process)
-
-    def finish(self) -> Cpu:
-        self._ended.set()
-        self._watcher.join()
-        return sum(self._used.values(), Cpu())

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 
 from lib import system
+from lib.ahead import AheadWatcher
 from lib.cluster import DATABASE, Probe
 from lib.context import Context
 from lib.full import backup
 from lib.measure import Sample, measure
 from lib.results import Comparison, PartResult, mib
 from lib.system import BenchError, Cpu
-from lib.tools import BackupTool
+from lib.tools import BackupTool, Holdfast
 
 
 def run(context: Context) -> PartResult:
@@ -66,6 +67,7 @@ def restore(
     answer = ""
     began = ended = 0.0
     server = None
+    ahead = AheadWatcher(tool) if isinstance(tool, Holdfast) else None
 
     def first_query() -> Cpu:
         nonlocal answer, server, began
@@ -73,7 +75,7 @@ def restore(
         server = context.workload.restored(target)
         server.launch()
         answer = server.wait_for(probe.sql, DATABASE)
-        return server.cpu()
+        return server.cpu() + (ahead.finish() if ahead else Cpu())
 
     try:
         sample = measure(tool.name, command, tool.log, then=first_query)
@@ -86,6 +88,8 @@ def restore(
         if also and (found := server.query(also.sql, DATABASE)) != also.answer:
             raise BenchError(f"{tool.name} restored something else: {found!r} instead of {also.answer!r}")
     finally:
+        if ahead:
+            ahead.finish()
         if server:
             server.stop()
         system.remove(target)

@@ -132,7 +132,7 @@ impl Governor {
         self.share
     }
 
-    /// There has been no answer for so long.
+    /// There has been no answer for so long, or no way to ask.
     fn hang(&mut self, time: Duration) -> f64 {
         if time < FUTILE {
             return self.observe(None);
@@ -204,8 +204,10 @@ pub(crate) struct Probe {
     governor: Governor,
     client: Option<Client>,
     seen: Seen,
-    /// When the question was asked that has no answer yet.
+    /// Since when the answer is waited for that is not there yet.
     asked_at: Option<Instant>,
+    /// Since when no question could even be asked.
+    failing_since: Option<Instant>,
     /// Not before then is a connection tried again.
     connect_at: Option<Instant>,
     /// Transactions that the database counts, when it was asked, and how many of them were ours since.
@@ -240,6 +242,7 @@ impl Probe {
             client: None,
             seen: Seen::default(),
             asked_at: None,
+            failing_since: None,
             connect_at: None,
             counted: None,
             looked_at: None,
@@ -266,13 +269,12 @@ impl Probe {
         let client = Client::connect(&self.connection, Purpose::Sql)
             .await
             .map_err(|source| BackupError::Connect { source_name: source_name.to_owned(), source })?;
-        let begun = Instant::now();
         match tokio::time::timeout(PATIENCE, self.client.insert(client).query(&self.query)).await {
             Ok(Ok(_)) => {}
             Ok(Err(source)) => return Err(BackupError::Probe { query: self.query.clone(), source }),
             Err(_) => {
                 tracing::warn!("the database does not answer the probe; the backup begins slowly");
-                self.asked_at = Some(begun);
+                // When its answer comes is not looked at before there is something to copy, so it says nothing of the time.
                 self.governor.share = BEGIN;
                 self.is_used = true;
             }
@@ -307,11 +309,12 @@ impl Probe {
                     self.governor.share = BEGIN;
                     pace.set(BEGIN);
                 }
-                if self.asked_at.is_none() && self.measured_at.is_none_or(|at| at.elapsed() >= MEASURED_EVERY) {
+                let is_due = self.measured_at.is_none_or(|at| at.elapsed() >= MEASURED_EVERY);
+                if is_due && self.client.as_ref().is_some_and(|client| !client.is_waiting()) {
                     self.measure(pace).await;
                 }
             }
-            let answer = self.question().await;
+            let answer = self.question(self.governor.patience()).await;
             self.heed(answer, pace);
             tokio::time::sleep(INTERVAL).await;
         }
@@ -320,16 +323,8 @@ impl Probe {
     /// Takes back a question that hangs: where commits wait for a standby, its session would stay for as long as they do
     /// though nobody is connected to it, one more after each backup.
     pub(crate) async fn end(self) {
-        let (Some(client), Some(_)) = (&self.client, self.asked_at) else { return };
-        let sql = format!("SELECT pg_catalog.pg_cancel_backend({})", client.backend_pid());
-        let cancelled: Result<(), Failed> = async {
-            let mut other = Client::connect(&self.connection, Purpose::Sql).await?;
-            tokio::time::timeout(RETREAT, other.query(&sql)).await??;
-            other.close().await;
-            Ok(())
-        }
-        .await;
-        if let Err(error) = cancelled {
+        let Some(client) = self.client.filter(Client::is_waiting) else { return };
+        if let Err(error) = client.cancel(&self.connection).await {
             tracing::warn!(%error, pid = client.backend_pid(), "the probe's last question may still hang at the server");
         }
     }
@@ -342,7 +337,8 @@ impl Probe {
             (_, false) => SECOND / 5,
         };
         // What hangs would be waited for here.
-        if self.asked_at.is_some() || self.looked_at.is_some_and(|at| at.elapsed() < period) {
+        let is_waiting = self.client.as_ref().is_some_and(Client::is_waiting);
+        if is_waiting || self.looked_at.is_some_and(|at| at.elapsed() < period) {
             return;
         }
         let now = Instant::now();
@@ -364,17 +360,19 @@ impl Probe {
 
     /// Sets the limit by what the database takes without the backup.
     async fn measure(&mut self, pace: &Arc<Pace>) {
-        self.measured_at = Some(Instant::now());
+        let begun = Instant::now();
         pace.pause();
         let mut latencies = Vec::new();
-        for _ in 0..MEASURED_BY {
+        while latencies.len() < MEASURED_BY && begun.elapsed() < PATIENCE {
             tokio::time::sleep(SETTLING).await;
-            match self.question().await {
+            match self.question(PATIENCE).await {
                 Answer::After(latency) => latencies.push(latency),
                 Answer::Failed | Answer::NotYet(_) => break,
             }
         }
         pace.resume();
+        // From now on: what takes long must not be done all the time.
+        self.measured_at = Some(Instant::now());
         latencies.sort_unstable();
         if let Some(&median) = latencies.get(latencies.len() / 2) {
             self.governor.limit = twice(median);
@@ -386,31 +384,36 @@ impl Probe {
     ///
     /// There is never more than one question, on one connection: one that was given up would keep its session at the server
     /// for as long as it hangs, and a new one every second would take all the connections there are.
-    async fn question(&mut self) -> Answer {
-        let patience = self.governor.patience();
-        let begun = *self.asked_at.get_or_insert_with(Instant::now);
-        let query = self.query.clone();
-        let asked = async {
-            let client = self.connected().await?;
-            // A client whose answer was not waited for waits for it before it asks again.
-            match tokio::time::timeout(patience, client.query(&query)).await {
-                Ok(outcome) => outcome.map(|_| true).map_err(Failed::from),
-                Err(_) => Ok(false),
+    async fn question(&mut self, patience: Duration) -> Answer {
+        match self.ask(patience).await {
+            Ok(answer) => {
+                self.failing_since = None;
+                answer
             }
-        };
-        match asked.await {
-            Ok(true) => {
-                self.own += 1;
-                self.asked_at = None;
-                Answer::After(begun.elapsed())
-            }
-            Ok(false) => Answer::NotYet(begun.elapsed()),
             Err(error) => {
                 tracing::warn!(%error, "the probe of the database failed");
                 (self.client, self.asked_at) = (None, None);
+                self.failing_since.get_or_insert_with(Instant::now);
                 Answer::Failed
             }
         }
+    }
+
+    async fn ask(&mut self, patience: Duration) -> Result<Answer, Failed> {
+        let (query, asked_at) = (self.query.clone(), self.asked_at);
+        let client = self.connected().await?;
+        // Not before there is a connection: how long that takes says nothing of the commits of others.
+        let begun = asked_at.unwrap_or_else(Instant::now);
+        let asked =
+            async { if client.is_waiting() { client.settle().await } else { client.query(&query).await.map(drop) } };
+        let is_answered = match tokio::time::timeout(patience, asked).await {
+            Ok(outcome) => outcome.map(|()| true)?,
+            Err(_) => false,
+        };
+        self.asked_at = (!is_answered).then_some(begun);
+        self.own += u64::from(is_answered);
+        let time = begun.elapsed();
+        Ok(if is_answered { Answer::After(time) } else { Answer::NotYet(time) })
     }
 
     /// The transactions that all databases of the server have seen.
@@ -444,7 +447,10 @@ impl Probe {
         let (latency, share) = match answer {
             Answer::After(latency) => (Some(latency), self.governor.observe(Some(latency))),
             Answer::NotYet(time) => (None, self.governor.hang(time)),
-            Answer::Failed => (None, self.governor.observe(None)),
+            Answer::Failed => {
+                let time = self.failing_since.map_or(Duration::ZERO, |since| since.elapsed());
+                (None, self.governor.hang(time))
+            }
         };
         self.seen.add(latency, self.governor.limit, share);
         if share < before {

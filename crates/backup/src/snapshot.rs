@@ -450,7 +450,11 @@ impl Job<'_> {
     async fn judge(&self, unclear: Unclear, listed: &Scan, timeline: Timeline) -> Result<Vec<String>, BackupError> {
         let Some(log) = self.log() else { return Ok(Vec::new()) };
         let Unclear { suspects, base, range } = unclear;
-        match changes::since(&log, timeline, range).await? {
+        let since = match changes::since(&log, timeline, range).await {
+            Err(BackupError::Repository(error)) if error.is_damage() => Err(error.to_string()),
+            since => since?,
+        };
+        match since {
             Ok(since) => Ok(self.inquiry(log.keyring, &base, listed).run(suspects, Some(&since)).await?.incidents),
             Err(why) => {
                 let (files, base) = (suspects.len(), &base.summary.id);

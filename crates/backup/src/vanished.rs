@@ -144,7 +144,11 @@ impl Inquiry<'_> {
         }
         let mut guilty = Vec::new();
         for (database, suspects) in by_database(missing) {
-            guilty.extend(self.look_up(database, suspects).await?);
+            // The server may not answer for long, and waiting for a database to go may take longer still.
+            tokio::select! {
+                found = Box::pin(self.look_up(database, suspects)) => guilty.extend(found?),
+                () = self.cancel.cancelled() => self.cancel.check()?,
+            }
         }
         guilty.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         Ok(Vanished { incidents: self.say(guilty), unclear })
@@ -192,10 +196,10 @@ impl Inquiry<'_> {
         let named = |suspects: Vec<Suspect>, name: Option<&str>| {
             suspects.into_iter().map(|suspect| (suspect, name.map(str::to_owned))).collect()
         };
+        let folders = self.folders_of(database);
         let begun = Instant::now();
         let (mut seen, mut wait) = ((begun, usize::MAX), Duration::from_millis(200));
         loop {
-            self.cancel.check()?;
             let known_as = tokio::time::timeout(ASKING_BOUND, self.database(database)).await.ok().flatten();
             let (name, mut is_going) = match known_as {
                 // It was dropped.
@@ -211,7 +215,7 @@ impl Inquiry<'_> {
                 }
             }
             // Nobody can connect to one that is being dropped, and its row is there until the last of its files is gone.
-            let left = self.files_beside(&suspects);
+            let left = count_files(&folders);
             if left < seen.1 {
                 seen = (Instant::now(), left);
             }
@@ -225,15 +229,15 @@ impl Inquiry<'_> {
         }
     }
 
-    /// How many files are left in the folders of these: fewer and fewer while their database is removed.
-    fn files_beside(&self, suspects: &[Suspect]) -> usize {
-        let folder = |suspect: &Suspect| {
-            let slash = suspect.name.iter().rposition(|byte| *byte == b'/')?;
-            let relative = suspect.name.get(PGDATA.len() + 1..slash)?;
-            Some(self.data_directory.join(String::from_utf8_lossy(relative).as_ref()))
+    /// Where the base has files of a database, in all tablespaces.
+    fn folders_of(&self, database: u32) -> HashSet<PathBuf> {
+        let folder = |name: &[u8]| {
+            let relative = name.strip_prefix(PGDATA)?.strip_prefix(b"/")?;
+            let (folder, _) = relative.split_at(relative.iter().rposition(|byte| *byte == b'/')?);
+            let is_of_it = RelationFile::parse(relative)?.database == database;
+            is_of_it.then(|| self.data_directory.join(String::from_utf8_lossy(folder).as_ref()))
         };
-        let folders: HashSet<PathBuf> = suspects.iter().filter_map(folder).collect();
-        folders.iter().filter_map(|folder| Some(std::fs::read_dir(folder).ok()?.count())).sum()
+        self.base.files().filter_map(|(name, _)| folder(name)).collect()
     }
 
     /// Removing a database begins with its folders.
@@ -331,6 +335,11 @@ impl Inquiry<'_> {
             !matches!(tablespace, holdfast_pgformat::DEFAULT_TABLESPACE | holdfast_pgformat::GLOBAL_TABLESPACE);
         is_custom && !files.any(|task| task.name.starts_with(&folder) && task.size > 0)
     }
+}
+
+/// Fewer and fewer while a database is removed.
+fn count_files(folders: &HashSet<PathBuf>) -> usize {
+    folders.iter().filter_map(|folder| Some(std::fs::read_dir(folder).ok()?.count())).sum()
 }
 
 fn by_database(suspects: Vec<Suspect>) -> BTreeMap<u32, Vec<Suspect>> {

@@ -18,6 +18,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(crate) use row::Columns;
 pub use row::{ColumnIndex, Row, RowError};
 pub(crate) use wire::Frame;
 use wire::Wire;
+
+use crate::conninfo::Endpoint;
 
 /// What a connection is for. PostgreSQL serves SQL and physical replication on connections of different kinds, and
 /// `pg_hba.conf` admits them by different lines.
@@ -76,6 +79,11 @@ pub struct Client {
     version: ServerVersion,
     parameters: BTreeMap<String, String>,
     backend_pid: i32,
+    /// What a request to cancel has to know.
+    secret_key: i32,
+    endpoint: Endpoint,
+    /// `None` stands for the endpoint's Unix socket.
+    address: Option<SocketAddr>,
     /// How many requests have been sent whose `ReadyForQuery` has not been seen.
     unanswered: u32,
     closed: bool,
@@ -153,6 +161,23 @@ impl Client {
         Ok(self.request(sql).await?.affected)
     }
 
+    /// Whether an answer is on the way that nobody waited for.
+    pub fn is_waiting(&self) -> bool {
+        self.unanswered > 0
+    }
+
+    /// Waits for the answers to requests whose futures were dropped, and throws them away.
+    pub async fn settle(&mut self) -> Result<(), QueryError> {
+        while self.unanswered > 0 {
+            // The caller is gone who wanted to know about its failure; only a lost connection matters here.
+            match self.answer().await {
+                Err(error) if self.closed => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Says goodbye, so that the server does not log a lost connection.
     pub async fn close(mut self) {
         frontend::terminate(&mut self.wire.output);
@@ -171,13 +196,7 @@ impl Client {
         if self.closed {
             return Err(QueryError::Closed { server: self.server.to_string() });
         }
-        while self.unanswered > 0 {
-            // The caller is gone who wanted to know about its failure; only a lost connection matters here.
-            match self.answer().await {
-                Err(error) if self.closed => return Err(error),
-                _ => {}
-            }
-        }
+        self.settle().await?;
         // To be seen before anything is written: half a message in the output would spoil the connection.
         if sql.contains('\0') {
             return Err(QueryError::ZeroByte { server: self.server.to_string() });

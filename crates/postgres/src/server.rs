@@ -80,7 +80,7 @@ const STATE: &str = "\
         pg_catalog.pg_is_in_recovery() AS in_recovery, \
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN \
             GREATEST(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn(), c.redo_lsn) \
-            ELSE pg_catalog.pg_current_wal_lsn() END AS lsn, \
+            ELSE pg_catalog.pg_current_wal_insert_lsn() END AS lsn, \
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL \
             ELSE pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END AS segment, \
         GREATEST((SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver), r.min_recovery_end_timeline, \

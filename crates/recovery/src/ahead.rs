@@ -222,8 +222,8 @@ pub struct PrefetchOptions {
     pub lineage: Lineage,
     /// The segment before the first one.
     pub after: Segment,
-    /// The timeline that recovery is to reach; that of `after` if it is not known.
-    pub timeline: Option<Timeline>,
+    /// The timeline that recovery is to reach.
+    pub timeline: Timeline,
 }
 
 /// Keeps the next segments ready, several fetched at once, until the log ends or nobody takes them any more.
@@ -231,7 +231,7 @@ pub struct PrefetchOptions {
 /// Only whole segments are fetched ahead: what else recovery asks for, [`get()`](crate::get()) finds out about.
 pub async fn prefetch(keyring: &Keyring, handover: Handover, options: &PrefetchOptions) -> Result<(), GetError> {
     let PrefetchOptions { source, lineage, after, timeline } = options;
-    let timeline = timeline.unwrap_or(after.timeline()).max(after.timeline());
+    let timeline = (*timeline).max(after.timeline());
     let path = points::Path::to(keyring, source, *lineage, timeline).await;
     let history = path.map_err(|source| GetError::Timeline { timeline, source: Box::new(source) })?.history;
     let fetcher = Fetcher { keyring: keyring.clone(), source: source.clone(), lineage: *lineage };

@@ -3,8 +3,8 @@
 //!
 //! This is the most dangerous interface there is: if recovery is told that a segment does not exist, it takes that for
 //! the end of the log and promotes. So [`GetOutcome::NotFound`] is answered only when the repository was asked and has
-//! neither the segment nor anything after it, on its timeline or on those that recovery would go on to; whatever else keeps us from answering is an error, on which recovery has
-//! to stop.
+//! neither the segment nor anything after it, on its timeline or on those that recovery would go on to; whatever else keeps
+//! us from answering is an error, on which recovery has to stop.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ pub struct GetOptions {
     /// Serve nothing behind `until`, as if the log ended there: no record at which recovery could be told to stop was
     /// there when the target was chosen, and what came since was not asked for.
     pub cut: bool,
-    /// The timeline that recovery follows; without one, the newest.
+    /// The timeline that recovery follows, if that is known.
     pub timeline: Option<Timeline>,
 }
 
@@ -65,6 +65,8 @@ pub enum GetError {
     Name(String),
     #[error("the log of timeline {timeline} has a gap at {at}: there is more after it")]
     Gap { timeline: Timeline, at: Lsn },
+    #[error("timeline {timeline} was left at {at} for timeline {other}, but has log behind that as well")]
+    Undecided { timeline: Timeline, at: Lsn, other: Timeline },
     #[error("the history of timeline {timeline} cannot be used")]
     History {
         timeline: Timeline,
@@ -115,7 +117,10 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     }
     let size = options.lineage.segment_size;
     let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
-    let left_at = left_at(keyring, options, segment.timeline()).await?;
+    let left_at = match options.timeline {
+        Some(followed) => left_at(keyring, options, segment.timeline(), followed).await?,
+        None => refuse_if_undecided(keyring, options, segment).await.map(|()| None)?,
+    };
     let stop = [options.cut_at(), left_at].into_iter().flatten().min();
     let start = segment.start(size);
     if stop.is_some_and(|stop| start >= stop) {
@@ -186,25 +191,36 @@ async fn goes_on_elsewhere(
 
 /// Where the timeline that recovery follows left this one. What the older server wrote after that is of another history;
 /// PostgreSQL would take it where the followed timeline has no segment, because it then tries those before it.
-async fn left_at(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<Option<Lsn>, GetError> {
-    let mut followed = options.timeline;
-    if followed.is_none() {
-        let histories = keyring.repository().histories(&options.source, options.lineage).await;
-        let failed = |source| GetError::Repository { name: options.name.clone(), source };
-        followed = histories.map_err(failed)?.last().copied();
+async fn left_at(
+    keyring: &Keyring,
+    options: &GetOptions,
+    timeline: Timeline,
+    followed: Timeline,
+) -> Result<Option<Lsn>, GetError> {
+    if followed <= timeline {
+        return Ok(None);
     }
-    match followed {
-        Some(followed) if followed > timeline => {
-            let left_at = history(keyring, options, followed).await?.switch_point(timeline);
-            if let (Some(at), None) = (left_at, options.timeline) {
-                tracing::debug!(
-                    %timeline, %followed, %at,
-                    "log behind this position is not served; --timeline says if another timeline than the newest is followed"
-                );
-            }
-            Ok(left_at)
-        }
-        _ => Ok(None),
+    Ok(history(keyring, options, followed).await?.switch_point(timeline))
+}
+
+/// Where it is not known which timeline recovery follows, a segment that goes on behind a switch is right for one that stays
+/// on this timeline and poison for one that leaves it there. Neither "take it" nor "there is no more" can be said.
+async fn refuse_if_undecided(keyring: &Keyring, options: &GetOptions, segment: Segment) -> Result<(), GetError> {
+    let repository = keyring.repository();
+    let failed = |source| GetError::Repository { name: options.name.clone(), source };
+    let (timeline, size) = (segment.timeline(), options.lineage.segment_size);
+    let histories = repository.histories(&options.source, options.lineage).await.map_err(failed)?;
+    let mut first: Option<(Lsn, Timeline)> = None;
+    for other in histories.into_iter().filter(|other| *other > timeline) {
+        let at = history(keyring, options, other).await?.switch_point(timeline);
+        let known = first.into_iter().chain(at.map(|at| (at, other)));
+        first = known.min();
+    }
+    let Some((at, other)) = first.filter(|(at, _)| *at < segment.end(size)) else { return Ok(()) };
+    let view = repository.log(&options.source, options.lineage).await.map_err(failed)?;
+    match view.end(timeline) {
+        Some(end) if end > at => Err(GetError::Undecided { timeline, at, other }),
+        _ => Ok(()),
     }
 }
 

@@ -181,10 +181,7 @@ async fn what_the_older_server_wrote_after_the_switch_is_not_served() {
             (Some(2), 5, Some(0x1000)),
             (Some(2), 6, None),
             (Some(1), 6, Some(MIB)),
-            // The newest.
             (None, 4, Some(MIB)),
-            (None, 5, Some(0x1000)),
-            (None, 6, None),
         ] {
             let timeline = followed.map(Timeline::new);
             let options = GetOptions { timeline, partial, ..fixture.options(1, number) };
@@ -193,4 +190,37 @@ async fn what_the_older_server_wrote_after_the_switch_is_not_served() {
     }
     let followed = GetOptions { timeline: Some(Timeline::new(2)), ..fixture.options(2, 5) };
     assert_eq!(fixture.served(&followed).await.unwrap(), None);
+}
+
+/// It may stay on the older timeline, because the newer was given up, or leave it.
+#[tokio::test]
+async fn nothing_behind_a_switch_is_said_to_one_who_does_not_say_what_it_follows() {
+    let fixture = Fixture::new().await;
+    for number in 3..6 {
+        fixture.log(1, number, MIB).await;
+    }
+    fixture.history(2, "1\t0/501000\tx\n").await;
+    // Left earlier: what lies between is right on the way to timeline 2, and wrong on that to 3.
+    fixture.history(3, "1\t0/480000\tx\n").await;
+    assert_eq!(fixture.served(&fixture.options(1, 3)).await.unwrap(), Some(MIB));
+    for number in 4..8 {
+        let error = fixture.served(&fixture.options(1, number)).await.unwrap_err();
+        let is_told =
+            matches!(&error, GetError::Undecided { timeline, other, .. } if (timeline.get(), other.get()) == (1, 3));
+        assert!(is_told, "{number}: {error:?}");
+    }
+    assert_eq!(fixture.served(&fixture.options(3, 4)).await.unwrap(), None);
+}
+
+/// The usual failover: the older timeline has nothing of its own behind the switch.
+#[tokio::test]
+async fn a_timeline_that_ends_where_it_was_left_is_served_to_anybody() {
+    let fixture = Fixture::new().await;
+    fixture.log(1, 4, MIB).await;
+    fixture.log(1, 5, 0x1000).await;
+    fixture.history(2, "1\t0/501000\tx\n").await;
+    fixture.log(2, 5, MIB).await;
+    assert_eq!(fixture.served(&fixture.options(1, 4)).await.unwrap(), Some(MIB));
+    assert_eq!(fixture.served(&fixture.options(1, 5)).await.unwrap(), Some(0x1000));
+    assert_eq!(fixture.served(&fixture.options(1, 6)).await.unwrap(), None);
 }

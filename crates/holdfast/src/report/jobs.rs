@@ -227,6 +227,11 @@ fn get(error: &GetError) -> Option<Verdict> {
         GetError::Gap { .. } => {
             verdict(Exit::Failed, "Recovery cannot cross a gap: choose a target before it, or a snapshot behind it.")
         }
+        GetError::Undecided { .. } => verdict(
+            Exit::Failed,
+            "Say in restore_command with --timeline which timeline recovery follows: its recovery_target_timeline, and for \
+             `latest` the newest.",
+        ),
         _ => return None,
     })
 }

@@ -74,6 +74,16 @@ fn a_question_that_hangs_is_the_only_one() {
     assert_eq!(server.sql("select last_value from asked"), "2");
 }
 
+/// Longer than anybody waits for one, but there: what is slow is yielded to for as long as it lasts.
+#[test]
+fn answers_that_come_late_are_answers() {
+    let slow = "latency_limit = \"10ms\"\nlatency_query = \"select pg_sleep(1.3)\"\nrate_limit = \"8MiB\"";
+    let (_server, site) = site(slow);
+    let report = site.run(&["backup", "chat", "--json", "--fast"]).expect(0).json();
+    let notes = report["notes"].to_string();
+    assert!(notes.contains("the worst took 1.") && !notes.contains("slowed down: 0 of"), "{notes}");
+}
+
 /// Commits wait for a standby that is down: the time at which a backup is wanted most.
 #[test]
 fn commits_that_hang_do_not_keep_backups_from_being_made() {

@@ -31,6 +31,16 @@ impl Client {
             wanted => connect_any(info, purpose, wanted).await,
         }
     }
+
+    /// Asks the same server, and no other, to give up what it does for this connection. That takes no session there, so it
+    /// works where all are taken. The answer, if there was to be one, becomes an error.
+    pub async fn cancel(&self, info: &ConnInfo) -> Result<(), ConnectError> {
+        let Self { purpose, endpoint, address, .. } = self;
+        let attempt = Attempt { info, purpose: *purpose, wanted: SessionAttrs::Any, endpoint, address: *address };
+        let after = info.connect_timeout;
+        let outcome = tokio::time::timeout(after, attempt.cancel(self)).await;
+        outcome.unwrap_or_else(|_| Err(ConnectError::Timeout { server: attempt.server(), after }))
+    }
 }
 
 async fn connect_any(info: &ConnInfo, purpose: Purpose, wanted: SessionAttrs) -> Result<Client, ConnectError> {
@@ -121,19 +131,7 @@ impl Attempt<'_> {
     async fn establish(&self, connector: Option<&Connector>) -> Result<Client, ConnectError> {
         let server = self.server();
         let failed = |source| ConnectError::Io { server: server.clone(), source };
-        let (socket, binding) = match (self.address, self.endpoint.socket()) {
-            (None, Some(path)) => (Socket::Unix(UnixStream::connect(path).await.map_err(failed)?), None),
-            (None, None) => return Err(failed(io::ErrorKind::AddrNotAvailable.into())),
-            (Some(address), _) => {
-                let stream = TcpStream::connect(address).await.map_err(failed)?;
-                stream.set_nodelay(true).map_err(failed)?;
-                keep_alive(&stream, &self.info.keepalive, &server);
-                match connector {
-                    Some(connector) => self.negotiate_tls(stream, connector, &server).await?,
-                    None => (Socket::Tcp(stream), None),
-                }
-            }
-        };
+        let (socket, binding) = self.reach(connector).await?;
         let user = match &self.info.user {
             Some(user) => user.clone(),
             None => system_user().ok_or(ConnectError::NoUser)?,
@@ -154,6 +152,48 @@ impl Attempt<'_> {
         let mut client = self.first_answers(wire, &server).await?;
         self.check_session(&mut client).await?;
         Ok(client)
+    }
+
+    /// A socket to the server, encrypted if there is a connector; with what binds a login to that.
+    async fn reach(&self, connector: Option<&Connector>) -> Result<(Socket, Option<Vec<u8>>), ConnectError> {
+        let server = self.server();
+        let failed = |source| ConnectError::Io { server: server.clone(), source };
+        match (self.address, self.endpoint.socket()) {
+            (None, Some(path)) => Ok((Socket::Unix(UnixStream::connect(path).await.map_err(failed)?), None)),
+            (None, None) => Err(failed(io::ErrorKind::AddrNotAvailable.into())),
+            (Some(address), _) => {
+                let stream = TcpStream::connect(address).await.map_err(failed)?;
+                stream.set_nodelay(true).map_err(failed)?;
+                keep_alive(&stream, &self.info.keepalive, &server);
+                match connector {
+                    Some(connector) => self.negotiate_tls(stream, connector, &server).await,
+                    None => Ok((Socket::Tcp(stream), None)),
+                }
+            }
+        }
+    }
+
+    async fn cancel(&self, client: &Client) -> Result<(), ConnectError> {
+        let server = self.server();
+        let connector = if client.is_encrypted() {
+            let prepared = Connector::new(&self.info.tls, &self.endpoint.host);
+            Some(prepared.map_err(|source| ConnectError::Tls { server: server.clone(), source })?)
+        } else {
+            None
+        };
+        let failed = |source| ConnectError::Io { server: server.clone(), source };
+        let (mut socket, _) = self.reach(connector.as_ref()).await?;
+        let mut request = bytes::BytesMut::new();
+        frontend::cancel_request(client.backend_pid, client.secret_key, &mut request);
+        socket.write_all(&request).await.map_err(failed)?;
+        socket.flush().await.map_err(failed)?;
+        // There is no answer: the server closes the connection when it has passed the request on.
+        match socket.read(&mut [0]).await {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
+                Err(failed(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn parameters<'a>(&'a self, user: &'a str) -> Vec<(&'a str, &'a str)> {
@@ -207,13 +247,18 @@ impl Attempt<'_> {
             version: ServerVersion(0),
             parameters: BTreeMap::new(),
             backend_pid: 0,
+            secret_key: 0,
+            endpoint: self.endpoint.clone(),
+            address: self.address,
             unanswered: 0,
             closed: false,
         };
         let failed = |error| connect_error(error, server);
         loop {
             match client.receive().await.map_err(failed)? {
-                Frame::Message(Message::BackendKeyData(body)) => client.backend_pid = body.process_id(),
+                Frame::Message(Message::BackendKeyData(body)) => {
+                    (client.backend_pid, client.secret_key) = (body.process_id(), body.secret_key());
+                }
                 Frame::Message(Message::ReadyForQuery(_)) => break,
                 Frame::Error(body) => {
                     let error = client.server_failure(&body).map_err(failed)?;

@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use holdfast_postgres::{Client, ConnectError, Purpose};
+use holdfast_postgres::{Client, ConnInfo, ConnectError, Purpose};
 
 use crate::fixture::{Server, eventually, hand_over, run, write};
 
@@ -83,6 +84,10 @@ impl Setup {
     }
 
     async fn connect_for(&self, purpose: Purpose, user: &str, rest: &str) -> Result<Client, ConnectError> {
+        Client::connect(&self.info(user, rest), purpose).await
+    }
+
+    fn info(&self, user: &str, rest: &str) -> ConnInfo {
         // Later keywords win, so `rest` can say otherwise.
         let root = self.certificates.path("authority.crt");
         let text = format!(
@@ -90,7 +95,7 @@ impl Setup {
             self.server.port,
             root.display()
         );
-        Client::connect(&text.parse().unwrap(), purpose).await
+        text.parse().unwrap()
     }
 
     /// Changes the server's certificate and waits until it is shown.
@@ -128,6 +133,10 @@ async fn scram_over_verified_tls() {
     for binding in ["disable", "prefer", "require"] {
         setup.connect("scram", &format!("{PASSWORD} channel_binding={binding}")).await.unwrap();
     }
+    let dropped = client.query("SELECT pg_sleep(600)");
+    assert!(tokio::time::timeout(Duration::from_millis(50), dropped).await.is_err());
+    client.cancel(&setup.info("scram", PASSWORD)).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), client.settle()).await.unwrap().unwrap();
     let mut replication = setup.connect_for(Purpose::Replication, "scram", PASSWORD).await.unwrap();
     replication.identify_system().await.unwrap();
 

@@ -70,6 +70,27 @@ async fn a_session_that_is_ended_says_why() {
     assert!(!error.is_retryable());
 }
 
+/// With every session taken, which is when it matters.
+#[tokio::test]
+async fn a_query_is_cancelled_without_a_session() {
+    let server = Server::start().await;
+    let info = server.info("postgres");
+    let mut client = server.sql().await;
+    let mut others = Vec::new();
+    while let Ok(other) = Client::connect(&info, Purpose::Sql).await {
+        others.push(other);
+        assert!(others.len() < 1000);
+    }
+    assert!(!client.is_waiting());
+    let dropped = client.query("SELECT pg_sleep(600)");
+    assert!(tokio::time::timeout(Duration::from_millis(50), dropped).await.is_err());
+    assert!(client.is_waiting());
+    client.cancel(&info).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), client.settle()).await.unwrap().unwrap();
+    assert!(!client.is_waiting() && !client.is_closed());
+    assert_eq!(client.query_one("SELECT 'here'").await.unwrap().get(0), Some("here"));
+}
+
 #[tokio::test]
 async fn a_silent_server_does_not_hold_us() {
     // It accepts (the kernel does) and never says anything.

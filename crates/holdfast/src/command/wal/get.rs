@@ -41,8 +41,10 @@ pub(crate) struct Options {
     /// Serve nothing behind --until, as if the log ended there, however far it has grown.
     #[arg(long, requires = "until")]
     cut: bool,
-    /// The timeline that recovery follows, if not the newest: of those before it nothing is served from behind where they
-    /// were left, log missing on the way to it is a gap, and segments are fetched ahead along its history.
+    /// The timeline that recovery follows: of those before it nothing is served from behind where they were left, and log
+    /// missing on the way to it is a gap.
+    ///
+    /// Without it, a segment that goes on behind such a place is an error.
     #[arg(long, value_name = "N")]
     timeline: Option<u32>,
     /// Which cluster's log: system identifier and segment size in MiB.
@@ -50,8 +52,8 @@ pub(crate) struct Options {
     /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
     #[arg(long, value_name = "SYSID-MIB", value_parser = lineage)]
     lineage: Option<Lineage>,
-    /// Keep the next segments ready in this directory, which nothing else may use.
-    #[arg(long, value_name = "DIR")]
+    /// Keep the next segments on the way to --timeline ready in this directory, which nothing else may use.
+    #[arg(long, value_name = "DIR", requires = "timeline")]
     prefetch: Option<PathBuf>,
 }
 
@@ -81,7 +83,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch } = options;
     let config = context.config()?;
     // Before this process opens the repository itself, so that both do it at the same time.
-    if let (Some(directory), Some(lineage)) = (&prefetch, lineage) {
+    if let (Some(directory), Some(lineage), Some(timeline)) = (&prefetch, lineage, timeline) {
         prefetch::start(&Ahead { config: &config.path, source: &source, directory, lineage, timeline, after: &file });
     }
     let keyring = context.keyring(config.repository_of(&source)?).await?;

@@ -23,7 +23,7 @@ pub(crate) struct Options {
     #[arg(long, value_parser = get::lineage)]
     lineage: Lineage,
     #[arg(long)]
-    timeline: Option<u32>,
+    timeline: u32,
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
@@ -36,7 +36,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     // First, so that whoever comes meanwhile knows that this process is there.
     let Some(handover) = Handover::open(&directory)? else { return Ok(Exit::Done) };
     let keyring = context.keyring(config.repository_of(&source)?).await?;
-    let options = PrefetchOptions { source, lineage, after, timeline: timeline.map(Timeline::new) };
+    let options = PrefetchOptions { source, lineage, after, timeline: Timeline::new(timeline) };
     let ahead = holdfast_recovery::prefetch(&keyring, handover, &options);
     crate::signals::droppable(&context.cancel, async { Ok(ahead.await?) }).await?;
     Ok(Exit::Done)
@@ -49,7 +49,7 @@ pub(super) struct Ahead<'a> {
     pub(super) source: &'a str,
     pub(super) directory: &'a Path,
     pub(super) lineage: Lineage,
-    pub(super) timeline: Option<u32>,
+    pub(super) timeline: u32,
     /// The file that recovery asks for.
     pub(super) after: &'a str,
 }
@@ -69,10 +69,7 @@ fn spawn(ahead: &Ahead<'_>) -> std::io::Result<()> {
     let Ahead { config, source, directory, lineage, timeline, after } = ahead;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--config").arg(config).args(["wal", "prefetch", source, after]).arg(directory);
-    command.args(["--lineage", &lineage.to_string()]);
-    if let Some(timeline) = timeline {
-        command.args(["--timeline", &timeline.to_string()]);
-    }
+    command.args(["--lineage", &lineage.to_string(), "--timeline", &timeline.to_string()]);
     // Not waited for: this process ends soon, and the new one belongs to nobody.
     let _child = command
         .stdin(Stdio::null())
