@@ -55,7 +55,8 @@ def restores(context: Context, live: Live, length: int) -> list[Sample]:
     samples = []
     for turn in range(context.repeat):
         for tool in tools[::-1] if turn % 2 else tools:
-            sample = restore(context, tool, probe, messages)
+            # The chains have log of a later time than a full backup that is newer has.
+            sample = restore(context, tool, probe, messages, is_backup_only=True)
             sample.case = f"chain{length}"
             sample.details["repository_bytes"] = tool.stored_bytes()
             context.say(

@@ -54,16 +54,21 @@ def restore(
     probe: Probe,
     also: Probe | None = None,
     put_older: Callable[[], None] | None = None,
+    is_backup_only: bool = False,
 ) -> Sample:
     """One restore, measured, and what came back compared with what was there.
 
     `also`: compared off the clock. `put_older`: puts a data directory there first, which the tool goes over.
+    `is_backup_only`: without the log since the backup.
     """
     target = context.work / "restored"
     system.remove(target)
     if put_older:
         put_older()
-    command = tool.delta_command(target) if put_older else tool.restore_command(target)
+    if put_older:
+        command = tool.delta_command(target)
+    else:
+        command = (tool.restore_backup_command if is_backup_only else tool.restore_command)(target)
     answer = ""
     began = ended = 0.0
     server = None

@@ -67,6 +67,10 @@ class BackupTool(ABC):
     def restore_command(self, to: Path) -> list[str]:
         raise BenchError(f"the benchmark does not restore with {self.name}")
 
+    def restore_backup_command(self, to: Path) -> list[str]:
+        """Restores to the end of the newest backup, and replays none of the log that came after."""
+        return self.restore_command(to)
+
     def delta_command(self, to: Path) -> list[str]:
         """Restores over an old data directory."""
         raise BenchError(f"the benchmark does not restore over something with {self.name}")
@@ -124,14 +128,20 @@ class Holdfast(BackupTool):
         hurry = ["--fast"] if self.hurries else []
         return self.command("backup", "chat", "--type", kind, *hurry, "--parallel", str(PARALLEL))
 
-    def kinds(self) -> list[str]:
+    def _snapshots(self) -> list[dict]:
         listed = system.command_output(system.as_server_user(self.command("list", "chat", "--json")))
         if not listed:
             raise BenchError(f"`holdfast list` says nothing; its configuration is {self.config}")
-        return [snapshot["kind"] for snapshot in json.loads(listed)["sources"][0]["snapshots"]]
+        return json.loads(listed)["sources"][0]["snapshots"]
+
+    def kinds(self) -> list[str]:
+        return [snapshot["kind"] for snapshot in self._snapshots()]
 
     def restore_command(self, to: Path) -> list[str]:
         return self.command("restore", "chat", "--to", str(to), "--parallel", str(PARALLEL))
+
+    def restore_backup_command(self, to: Path) -> list[str]:
+        return [*self.restore_command(to), "--snapshot", self._snapshots()[-1]["id"]]
 
     def delta_command(self, to: Path) -> list[str]:
         return [*self.restore_command(to), "--delta"]
@@ -199,6 +209,10 @@ class PgBackRest(BackupTool):
         # It does not make the directory itself.
         system.make_directory(to)
         return self.command(f"--pg1-path={to}", "restore")
+
+    def restore_backup_command(self, to: Path) -> list[str]:
+        system.make_directory(to)
+        return self.command(f"--pg1-path={to}", "--type=immediate", "--target-action=promote", "restore")
 
     def delta_command(self, to: Path) -> list[str]:
         return self.command(f"--pg1-path={to}", "--delta", "restore")
