@@ -30,9 +30,11 @@ use crate::snapshot::BackupOptions;
 
 /// Pages looked at together: 8 MiB of one file, or of several.
 const REGION: u32 = 1024;
-/// One region of so many, and no more of them than these, so that the cost of a backup does not grow with the database.
+/// One region of so many; but no more than these, or than one for so many that are read anyway: what a backup costs grows
+/// with the change, not with the database.
 const SHARE: usize = 256;
-const MOST: usize = 8;
+const MOST: usize = 2;
+const FOR_READ: u64 = 8;
 /// Enough to know that something is wrong: everything is read then.
 const NAMED: usize = 10;
 /// Special spaces of SP-GiST pages end with this (spgist_private.h).
@@ -122,7 +124,9 @@ pub(crate) fn choose(files: &[FileTask], chance: u64) -> Vec<(usize, Range<u32>)
             start = end;
         }
     }
-    let count = (regions.len() / SHARE).clamp(1, MOST).min(regions.len());
+    let read = files.iter().map(FileTask::bytes_to_read).sum::<u64>() / (u64::from(REGION) * PAGE_SIZE as u64);
+    let most = MOST.max((read / FOR_READ) as usize);
+    let count = (regions.len() / SHARE).clamp(1, most).min(regions.len());
     let mut chance = Chance(chance);
     for place in 0..count {
         let other = place + chance.below(regions.len() - place);
@@ -299,7 +303,8 @@ mod tests {
 
     #[test]
     fn chance_passes_over_no_page() {
-        let files = [task("b", 500_000), task("a", 3), task("c", 131_072), task("d", 1024), task("e", 400_000)];
+        let read = FileTask { reading: Reading::Whole, ..task("f", 24 * REGION) };
+        let files = [task("b", 500_000), task("a", 3), task("c", 131_072), task("d", 1024), task("e", 400_000), read];
         let regions = 1008;
         let mut hits = vec![0_u32; regions];
         let pages: Vec<u32> = files.iter().map(|file| (file.size / PAGE_SIZE as u64) as u32).collect();
@@ -308,7 +313,7 @@ mod tests {
             let before = |other: &usize| files[*other].name < files[number].name;
             (0..files.len()).filter(before).map(|other| pages[other]).sum()
         };
-        // Three regions of 1008 each time: 8192 audits are 24 looks at each.
+        // Three regions of 1008 each time, as 24 are read: 8192 audits are 24 looks at each.
         for seed in 0..8192 {
             let chosen = choose(&files, seed * 97);
             let mut seen: Vec<u32> = chosen
@@ -324,6 +329,8 @@ mod tests {
         }
         let (least, most) = (hits.iter().min().unwrap(), hits.iter().max().unwrap());
         assert!(*least >= 5 && *most <= 60, "between {least} and {most} looks at a region");
+        let looked_at = |files: &[FileTask]| choose(files, 7).iter().map(|(_, part)| part.len()).sum::<usize>();
+        assert_eq!(looked_at(&files[..5]), 2 * REGION as usize, "where nothing is read");
         assert!(choose(&[], 7).is_empty());
         assert_eq!(choose(&[task("a", 3)], 7), [(0, 0..3)]);
     }
