@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 from lib import measure, system
 from lib.system import Cpu
@@ -25,6 +28,15 @@ class AheadWatcher:
                 line = system.command_line(process)
                 if self._mark in line and " wal prefetch " in line:
                     self._used[process] = system.tree_cpu(process)
+
+    def kill(self) -> None:
+        """They go on for a while after the server has ended, and write where it was."""
+        for process in self._used:
+            line = system.command_line(process)
+            if self._mark in line and " wal prefetch " in line:
+                os.kill(process, signal.SIGKILL)
+                while system.command_line(process):
+                    time.sleep(0.01)
 
     def finish(self) -> Cpu:
         self._ended.set()

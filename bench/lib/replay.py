@@ -125,8 +125,9 @@ def replay(context: Context, holdfast: Holdfast, name: str, plain: Path, shim: P
         if (found := server.query(messages.sql, DATABASE)) != messages.answer:
             raise BenchError(f"{name}: replay ended with something else: {found!r} instead of {messages.answer!r}")
     finally:
-        ahead.finish()
         server.stop()
+        ahead.finish()
+        ahead.kill()
         system.remove(target)
     with log.open(errors="replace") as lines:
         lines.seek(said_before)

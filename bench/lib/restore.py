@@ -93,9 +93,10 @@ def restore(
         if also and (found := server.query(also.sql, DATABASE)) != also.answer:
             raise BenchError(f"{tool.name} restored something else: {found!r} instead of {also.answer!r}")
     finally:
-        if ahead:
-            ahead.finish()
         if server:
             server.stop()
+        if ahead:
+            ahead.finish()
+            ahead.kill()
         system.remove(target)
     return sample

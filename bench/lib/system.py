@@ -70,16 +70,10 @@ def write_file(path: Path, text: str) -> None:
     path.chmod(0o600)
 
 
-def _unless_gone(_function: object, _path: str, error: tuple) -> None:
-    """Others may be removing what is theirs: what fetches log ahead does, when nobody asks it any more."""
-    if not issubclass(error[0], FileNotFoundError):
-        raise error[1]
-
-
 def remove(path: Path) -> None:
     """Removes a file or tree, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, onerror=_unless_gone)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 

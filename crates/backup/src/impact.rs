@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use holdfast_postgres::client::{Client, Purpose};
+use holdfast_postgres::client::{self, Client, Purpose};
 use holdfast_postgres::conninfo::ConnInfo;
 use holdfast_runtime::{IoClass, Pace};
 use holdfast_types::ByteSize;
@@ -210,10 +210,8 @@ pub(crate) struct Probe {
     failing_since: Option<Instant>,
     /// Not before then is a connection tried again.
     connect_at: Option<Instant>,
-    /// Transactions that the database counts, when it was asked, and how many of them were ours since.
-    counted: Option<(u64, Instant)>,
+    counted: Option<Counted>,
     looked_at: Option<Instant>,
-    own: u64,
     is_used: bool,
     measured_at: Option<Instant>,
 }
@@ -246,7 +244,6 @@ impl Probe {
             connect_at: None,
             counted: None,
             looked_at: None,
-            own: 0,
             is_used: false,
             measured_at: None,
         };
@@ -331,11 +328,7 @@ impl Probe {
 
     /// Whether there is anybody to slow down for.
     async fn look_for_users(&mut self) {
-        let period = match (self.counted, self.is_used) {
-            (None, true) => RETREAT,
-            (Some(_), true) => 5 * SECOND,
-            (_, false) => SECOND / 5,
-        };
+        let period = if self.is_used { 5 * SECOND } else { SECOND / 5 };
         // What hangs would be waited for here.
         let is_waiting = self.client.as_ref().is_some_and(Client::is_waiting);
         if is_waiting || self.looked_at.is_some_and(|at| at.elapsed() < period) {
@@ -344,16 +337,17 @@ impl Probe {
         let now = Instant::now();
         self.looked_at = Some(now);
         match self.count().await {
-            Ok(transactions) => {
-                if let Some((before, at)) = self.counted {
-                    let others = transactions.saturating_sub(before).saturating_sub(self.own);
-                    self.is_used = others as f64 > USED * at.elapsed().as_secs_f64();
+            Ok(transactions) => match &mut self.counted {
+                Some(counted) => {
+                    let time = now.duration_since(counted.at);
+                    let others = counted.others_since(transactions, client::transactions(), now);
+                    self.is_used = others as f64 > USED * time.as_secs_f64();
                 }
-                (self.counted, self.own) = (Some((transactions, now)), 1);
-            }
+                None => self.counted = Some(Counted::new(transactions, now)),
+            },
             Err(error) => {
                 tracing::warn!(%error, "it is not known whether anybody uses the database");
-                (self.counted, self.is_used) = (None, true);
+                self.is_used = true;
             }
         }
     }
@@ -411,7 +405,6 @@ impl Probe {
             Err(_) => false,
         };
         self.asked_at = (!is_answered).then_some(begun);
-        self.own += u64::from(is_answered);
         let time = begun.elapsed();
         Ok(if is_answered { Answer::After(time) } else { Answer::NotYet(time) })
     }
@@ -457,6 +450,40 @@ impl Probe {
             tracing::debug!(?latency, limit = ?self.governor.limit, share, "the backup slows down");
         }
         pace.set(share);
+    }
+}
+
+/// Transactions that the database counts, of which ours are to be left out.
+///
+/// It counts a session's late: up to ten seconds after the session has become idle (`PGSTAT_IDLE_INTERVAL` of pgstat.c). So
+/// ours count as others' as soon as they are seen, unless what was seen before is compared with what there could have been.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    transactions: u64,
+    /// As many as others may have made at the most.
+    others: u64,
+    /// Ours that the database has forgotten.
+    forgotten: u64,
+    at: Instant,
+}
+
+impl Counted {
+    /// None of ours may have been counted yet.
+    const fn new(transactions: u64, at: Instant) -> Self {
+        Self { transactions, others: transactions, forgotten: 0, at }
+    }
+
+    /// How many others have made since, as far as that is certain. `own`: all that this process has ever made.
+    fn others_since(&mut self, transactions: u64, own: u64, at: Instant) -> u64 {
+        if transactions < self.transactions {
+            // Somebody has reset the statistics.
+            *self = Self { forgotten: own, ..Self::new(transactions, at) };
+            return 0;
+        }
+        let others = transactions.saturating_sub(own.saturating_sub(self.forgotten));
+        let new = others.saturating_sub(self.others);
+        (self.transactions, self.others, self.at) = (transactions, self.others + new, at);
+        new
     }
 }
 
@@ -514,6 +541,22 @@ mod tests {
         assert_eq!(governor.share.to_bits(), LEAST.to_bits());
         assert_eq!(governor.hang(FUTILE).to_bits(), BEGIN.to_bits());
         assert_eq!(governor.hang(FUTILE * 100).to_bits(), BEGIN.to_bits());
+    }
+
+    #[test]
+    fn our_own_transactions_are_nobodys_when_they_are_counted_late() {
+        let now = Instant::now();
+        // Thirty of ours were made before, of which the database has counted ten.
+        let mut counted = Counted::new(1000, now);
+        assert_eq!(counted.others_since(1020, 30, now), 0, "the others of them");
+        assert_eq!(counted.others_since(1061, 80, now), 0, "nine are not counted yet");
+        assert_eq!(counted.others_since(1071, 81, now), 0, "they are");
+        // What is hidden at first is no more than ours.
+        let users: u64 = (1..=4).map(|n| counted.others_since(1071 + n * 50, 81, now)).sum();
+        assert!((200 - 81..=200).contains(&users), "{users}");
+        assert_eq!(counted.others_since(1271 + 50, 81, now), 50);
+        assert_eq!(counted.others_since(3, 90, now), 0, "reset");
+        assert_eq!(counted.others_since(3 + 10 + 25, 100, now), 25);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -67,6 +68,14 @@ impl std::fmt::Display for ServerVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.major(), self.0 % 10_000)
     }
+}
+
+static TRANSACTIONS: AtomicU64 = AtomicU64::new(0);
+
+/// How many transactions this process has made at servers so far, as they count them: one for each request, and one for each
+/// login. Who asks a server how many there were has to know which of them were ours.
+pub fn transactions() -> u64 {
+    TRANSACTIONS.load(Ordering::Relaxed)
 }
 
 /// One connection to one server.
@@ -203,6 +212,7 @@ impl Client {
         }
         frontend::query(sql, &mut self.wire.output).map_err(|source| self.broken(source))?;
         self.unanswered += 1;
+        TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         self.wire.flush().await;
         Ok(())
     }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -12,7 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::auth::{Login, authenticate};
 use super::tls::Connector;
 use super::wire::{Frame, Socket, Wire};
-use super::{Client, ConnectError, Purpose, QueryError, ServerError, ServerVersion};
+use super::{Client, ConnectError, Purpose, QueryError, ServerError, ServerVersion, TRANSACTIONS};
 use crate::conninfo::{ConnInfo, Endpoint, Keepalive, SessionAttrs, SslMode};
 
 impl Client {
@@ -149,6 +150,7 @@ impl Attempt<'_> {
         };
         authenticate(&mut wire, &login).await?;
         wire.logged_in();
+        TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         let mut client = self.first_answers(wire, &server).await?;
         self.check_session(&mut client).await?;
         Ok(client)
