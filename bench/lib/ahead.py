@@ -34,8 +34,11 @@ class AheadWatcher:
         for process in self._used:
             line = system.command_line(process)
             if self._mark in line and " wal prefetch " in line:
-                os.kill(process, signal.SIGKILL)
-                while system.command_line(process):
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                while system.command_line(process) == line:
                     time.sleep(0.01)
 
     def finish(self) -> Cpu:
