@@ -141,23 +141,33 @@ fn finding_or_failure(error: RepositoryError) -> Result<String, RepositoryError>
     match &error {
         _ if error.is_not_found() => Ok("the object is missing".to_owned()),
         _ if error.is_damage() => Ok(chain(&error)),
+        // That the identities open nothing at all was found out before.
+        RepositoryError::WrongKey { .. } => {
+            Ok(format!("{error}, though they open others: it is damaged, or was sealed for somebody else"))
+        }
         _ => Err(error),
     }
 }
 
 async fn check_keys(keyring: &Keyring, report: &mut VerifyReport) -> Result<(), RepositoryError> {
+    let (mut opens_any, mut not_opened) = (false, Vec::new());
     for epoch in keyring.repository().folders(Names::KEYS).await? {
         let Ok(epoch) = epoch.parse() else { continue };
-        let Err(error) = keyring.epoch_key(epoch).await else { continue };
-        if let RepositoryError::KeyMissing { .. } = error {
+        match keyring.epoch_key(epoch).await {
+            Ok(_) => opens_any = true,
             // A directory keeps the folder of a writer that was killed before it stored its key. What needs a key that
             // is gone says so itself.
-            report
-                .note(Names::keys_of(epoch), "there is no key: whoever began to write was interrupted, or it is gone");
-        } else {
-            let problem = finding_or_failure(error)?;
-            report.error(Names::keys_of(epoch), problem, vec!["everything sealed in this epoch".to_owned()]);
+            Err(RepositoryError::KeyMissing { .. }) => report
+                .note(Names::keys_of(epoch), "there is no key: whoever began to write was interrupted, or it is gone"),
+            Err(error) => not_opened.push((epoch, error)),
         }
+    }
+    for (epoch, error) in not_opened {
+        if !opens_any && matches!(error, RepositoryError::WrongKey { .. }) {
+            return Err(error);
+        }
+        let problem = finding_or_failure(error)?;
+        report.error(Names::keys_of(epoch), problem, vec!["everything sealed in this epoch".to_owned()]);
     }
     Ok(())
 }

@@ -214,6 +214,36 @@ async fn every_kind_of_damage_to_every_class_of_object_is_named() {
     }
 }
 
+/// A damaged header of a key object looks like that of a key for somebody else: age tells the two apart no more than we can.
+#[tokio::test]
+async fn a_key_that_is_opened_by_nobody_is_damage_where_others_are_opened() {
+    let fixture = Fixture::new().await;
+    let harm = |key: &Path| {
+        let mut bytes = fs::read(key).unwrap();
+        let at = bytes.windows(6).position(|text| text == b"X25519").unwrap();
+        bytes[at + 5] ^= 1;
+        fs::write(key, bytes).unwrap();
+    };
+    let first = fixture.objects("keys").remove(0);
+    let sound = fs::read(&first).unwrap();
+    harm(&first);
+    let options = VerifyOptions { source: None, parallel: 4, inspect_log: None };
+    let keys = keyring(&fixture.repository, &fixture.identity);
+    let refused = verify(&keys, &options, &Progress::new()).await.unwrap_err();
+    assert!(matches!(refused, RepositoryError::WrongKey { .. }), "the only one: {refused:?}");
+
+    fs::write(&first, sound).unwrap();
+    fixture.repository.begin_epoch().await.unwrap();
+    assert!(!fixture.verify().await.has_errors());
+    harm(&first);
+    let report = fixture.verify().await;
+    let name = first.strip_prefix(fixture.folder.path()).unwrap().display().to_string();
+    let of = |prefix: &str| report.findings.iter().filter(|finding| finding.object.starts_with(prefix)).count();
+    assert!(report.findings.iter().any(|finding| name.starts_with(&finding.object)), "{:#?}", report.findings);
+    // What it sealed cannot be read, and that is told as well.
+    assert_eq!((of("snapshots/"), of("wal/")), (1, 2), "{:#?}", report.findings);
+}
+
 #[tokio::test]
 async fn a_segment_that_exists_is_the_same_or_a_conflict() {
     let fixture = Fixture::new().await;
