@@ -5,20 +5,20 @@
 //! page is always passed over. Offline edits, a disk that changes bytes, and a fault in reading the log all show here, where
 //! the pages would otherwise be taken on trust.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use holdfast_format::codec::Decompressor;
 use holdfast_format::manifest::Summary;
 use holdfast_format::map::RunSource;
 use holdfast_pgformat::RelationFile;
 use holdfast_pgformat::page::{self, PAGE_SIZE};
 use holdfast_repository::Keyring;
-use holdfast_runtime::read_full_at;
+use holdfast_runtime::{Cancel, Cancelled, read_full_at};
 use holdfast_types::Lsn;
 
 use crate::BackupError;
@@ -30,11 +30,15 @@ use crate::snapshot::BackupOptions;
 
 /// Pages looked at together: 8 MiB of one file, or of several.
 const REGION: u32 = 1024;
-/// One region of so many; but no more than these, or than one for so many that are read anyway: what a backup costs grows
-/// with the change, not with the database.
+/// One region of so many; but no more than these, or than one for so many that are read anyway, and never more than half a
+/// gigabyte: what a backup costs grows with the change, not with the database, and nothing is copied before this is done.
 const SHARE: usize = 256;
 const MOST: usize = 2;
 const FOR_READ: u64 = 8;
+const EVER: usize = 64;
+/// Pages that are compared in one go: their frames are fetched together, and may all be in memory.
+const AT_ONCE: usize = 256;
+const FETCHES: usize = 8;
 /// Enough to know that something is wrong: everything is read then.
 const NAMED: usize = 10;
 /// Special spaces of SP-GiST pages end with this (spgist_private.h).
@@ -53,6 +57,7 @@ pub(crate) struct Audit<'a> {
     pub strict_from: Option<Lsn>,
     /// Chooses what is looked at.
     pub chance: u64,
+    pub cancel: &'a Cancel,
 }
 
 /// A page that changed though the log says that it did not.
@@ -63,6 +68,14 @@ pub(crate) struct Mismatch {
     /// In the file.
     pub page: u32,
     pub why: &'static str,
+}
+
+/// Where the base has a page: at this place of a frame, or nowhere, if it is a page of zeros or of none.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Nowhere,
+    Zeros,
+    Frame(BaseFrame, usize),
 }
 
 /// From which position on pages must be the same byte for byte; `None` if none need be.
@@ -125,7 +138,7 @@ pub(crate) fn choose(files: &[FileTask], chance: u64) -> Vec<(usize, Range<u32>)
         }
     }
     let read = files.iter().map(FileTask::bytes_to_read).sum::<u64>() / (u64::from(REGION) * PAGE_SIZE as u64);
-    let most = MOST.max((read / FOR_READ) as usize);
+    let most = MOST.max((read / FOR_READ) as usize).min(EVER);
     let count = (regions.len() / SHARE).clamp(1, most).min(regions.len());
     let mut chance = Chance(chance);
     for place in 0..count {
@@ -182,38 +195,47 @@ impl Audit<'_> {
         };
         let mut now = vec![0; pages.len() * PAGE_SIZE];
         let got = read_full_at(&file, &mut now, u64::from(pages.start) * PAGE_SIZE as u64).map_err(failed)?;
-        let mut frames: HashMap<BaseFrame, Vec<u8>> = HashMap::new();
+        let is_unchanged = |number: &u32| !changed.iter().any(|range| range.contains(number));
         // What is behind a truncation since the start is not there.
-        for (number, now) in pages.zip(now.get(..got).unwrap_or_default().chunks_exact(PAGE_SIZE)) {
-            if found.len() > NAMED {
-                break;
-            }
-            if changed.iter().any(|range| range.contains(&number)) {
-                continue;
-            }
-            let Some(before) = self.page(task, number, &mut frames).await? else { continue };
-            let Some(_) = self.compare(&before, now) else { continue };
-            // It may just be being written.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let mut again = [0; PAGE_SIZE];
-            let got = read_full_at(&file, &mut again, u64::from(number) * PAGE_SIZE as u64).map_err(failed)?;
-            if got == PAGE_SIZE
-                && let Some(why) = self.compare(&before, &again)
-            {
-                found.push(Mismatch { name: task.name.clone(), relation: task.relation, page: number, why });
+        let pages: Vec<_> = pages
+            .zip(now.get(..got).unwrap_or_default().chunks_exact(PAGE_SIZE))
+            .filter(|(number, _)| is_unchanged(number))
+            .collect();
+        let mut frames = HashMap::new();
+        for pages in pages.chunks(AT_ONCE) {
+            let places: Vec<_> = pages.iter().map(|(number, _)| self.place(task, *number)).collect();
+            self.fetch_all(&places, &mut frames).await?;
+            for ((number, now), place) in pages.iter().zip(places) {
+                if found.len() > NAMED {
+                    return Ok(());
+                }
+                let before = match place {
+                    Place::Nowhere => continue,
+                    Place::Zeros => &[0; PAGE_SIZE],
+                    Place::Frame(frame, start) => {
+                        let plain = frames.get(&frame).and_then(|plain: &Vec<u8>| plain.get(start..start + PAGE_SIZE));
+                        let Some(plain) = plain else { continue };
+                        plain
+                    }
+                };
+                let Some(_) = self.compare(before, now) else { continue };
+                // It may just be being written.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let mut again = [0; PAGE_SIZE];
+                let got = read_full_at(&file, &mut again, u64::from(*number) * PAGE_SIZE as u64).map_err(failed)?;
+                if got == PAGE_SIZE
+                    && let Some(why) = self.compare(before, &again)
+                {
+                    found.push(Mismatch { name: task.name.clone(), relation: task.relation, page: *number, why });
+                }
             }
         }
         Ok(())
     }
 
-    /// A page of the base; `None` where it has none.
-    async fn page(
-        &self,
-        task: &FileTask,
-        number: u32,
-        frames: &mut HashMap<BaseFrame, Vec<u8>>,
-    ) -> Result<Option<Vec<u8>>, BackupError> {
-        let Some((_, runs, map)) = self.base.file(&task.name) else { return Ok(None) };
+    /// Where the base has a page.
+    fn place(&self, task: &FileTask, number: u32) -> Place {
+        let Some((_, runs, map)) = self.base.file(&task.name) else { return Place::Nowhere };
         let wanted = u64::from(number) * PAGE_SIZE as u64;
         let mut at = 0;
         for run in runs {
@@ -221,15 +243,31 @@ impl Audit<'_> {
                 at += run.len;
                 continue;
             }
-            let RunSource::Frame { frame, at: start } = run.source else { return Ok(Some(vec![0; PAGE_SIZE])) };
-            let plain = match frames.entry((map, frame)) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => place.insert(fetch(self.keyring, self.base, (map, frame)).await?),
+            return match run.source {
+                RunSource::Frame { frame, at: start } => {
+                    Place::Frame((map, frame), start as usize + (wanted - at) as usize)
+                }
+                RunSource::Zeros => Place::Zeros,
             };
-            let start = start as usize + (wanted - at) as usize;
-            return Ok(plain.get(start..start + PAGE_SIZE).map(<[u8]>::to_vec));
         }
-        Ok(None)
+        Place::Nowhere
+    }
+
+    /// Keeps what is needed still, and brings what is missing.
+    async fn fetch_all(&self, places: &[Place], frames: &mut HashMap<BaseFrame, Vec<u8>>) -> Result<(), BackupError> {
+        let frame = |place: &Place| if let Place::Frame(frame, _) = place { Some(*frame) } else { None };
+        let needed: HashSet<BaseFrame> = places.iter().filter_map(frame).collect();
+        frames.retain(|frame, _| needed.contains(frame));
+        let missing: Vec<BaseFrame> = needed.into_iter().filter(|frame| !frames.contains_key(frame)).collect();
+        let fetches = missing
+            .into_iter()
+            .map(async |frame| fetch(self.keyring, self.base, frame).await.map(|plain| (frame, plain)));
+        let fetching = stream::iter(fetches).buffer_unordered(FETCHES).try_collect::<Vec<_>>();
+        tokio::select! {
+            fetched = fetching => frames.extend(fetched?),
+            () = self.cancel.cancelled() => return Err(Cancelled.into()),
+        }
+        Ok(())
     }
 
     /// Why the two cannot be the same page without a word in the log.

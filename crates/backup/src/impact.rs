@@ -340,8 +340,9 @@ impl Probe {
             Ok(transactions) => match &mut self.counted {
                 Some(counted) => {
                     let time = now.duration_since(counted.at);
-                    let others = counted.others_since(transactions, client::transactions(), now);
-                    self.is_used = others as f64 > USED * time.as_secs_f64();
+                    if let Some(others) = counted.others_since(transactions, client::transactions(), now) {
+                        self.is_used = others as f64 > USED * time.as_secs_f64();
+                    }
                 }
                 None => self.counted = Some(Counted::new(transactions, now)),
             },
@@ -473,17 +474,18 @@ impl Counted {
         Self { transactions, others: transactions, forgotten: 0, at }
     }
 
-    /// How many others have made since, as far as that is certain. `own`: all that this process has ever made.
-    fn others_since(&mut self, transactions: u64, own: u64, at: Instant) -> u64 {
+    /// How many others have made since, as far as that is certain; `None` where it is not known, as what was counted is
+    /// gone. `own`: all that this process has ever made.
+    fn others_since(&mut self, transactions: u64, own: u64, at: Instant) -> Option<u64> {
         if transactions < self.transactions {
-            // Somebody has reset the statistics.
+            // Somebody has reset the statistics, or dropped a database.
             *self = Self { forgotten: own, ..Self::new(transactions, at) };
-            return 0;
+            return None;
         }
         let others = transactions.saturating_sub(own.saturating_sub(self.forgotten));
         let new = others.saturating_sub(self.others);
         (self.transactions, self.others, self.at) = (transactions, self.others + new, at);
-        new
+        Some(new)
     }
 }
 
@@ -548,15 +550,15 @@ mod tests {
         let now = Instant::now();
         // Thirty of ours were made before, of which the database has counted ten.
         let mut counted = Counted::new(1000, now);
-        assert_eq!(counted.others_since(1020, 30, now), 0, "the others of them");
-        assert_eq!(counted.others_since(1061, 80, now), 0, "nine are not counted yet");
-        assert_eq!(counted.others_since(1071, 81, now), 0, "they are");
+        assert_eq!(counted.others_since(1020, 30, now), Some(0), "the others of them");
+        assert_eq!(counted.others_since(1061, 80, now), Some(0), "nine are not counted yet");
+        assert_eq!(counted.others_since(1071, 81, now), Some(0), "they are");
         // What is hidden at first is no more than ours.
-        let users: u64 = (1..=4).map(|n| counted.others_since(1071 + n * 50, 81, now)).sum();
+        let users: u64 = (1..=4).filter_map(|n| counted.others_since(1071 + n * 50, 81, now)).sum();
         assert!((200 - 81..=200).contains(&users), "{users}");
-        assert_eq!(counted.others_since(1271 + 50, 81, now), 50);
-        assert_eq!(counted.others_since(3, 90, now), 0, "reset");
-        assert_eq!(counted.others_since(3 + 10 + 25, 100, now), 25);
+        assert_eq!(counted.others_since(1271 + 50, 81, now), Some(50));
+        assert_eq!(counted.others_since(3, 90, now), None, "reset");
+        assert_eq!(counted.others_since(3 + 10 + 25, 100, now), Some(25));
     }
 
     #[test]

@@ -406,7 +406,7 @@ impl Job<'_> {
         let (base, timeline_start) = (&ground.base.summary, ground.between.timeline_start);
         let strict_from = strict_from(self.info.data_checksums, self.info.in_recovery, timeline_start, base, &known);
         let chance = u64::from_le_bytes(random());
-        let audit = Audit { keyring, base: &ground.base, start, strict_from, chance };
+        let audit = Audit { keyring, base: &ground.base, start, strict_from, chance, cancel: self.cancel };
         match audit.run(&listed.files, self.options).await {
             Err(BackupError::Repository(error)) if error.is_damage() => {
                 Ok(vec![format!("what snapshot {} needs is damaged: {error}", base.id)])

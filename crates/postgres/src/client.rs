@@ -178,11 +178,7 @@ impl Client {
     /// Waits for the answers to requests whose futures were dropped, and throws them away.
     pub async fn settle(&mut self) -> Result<(), QueryError> {
         while self.unanswered > 0 {
-            // The caller is gone who wanted to know about its failure; only a lost connection matters here.
-            match self.answer().await {
-                Err(error) if self.closed => return Err(error),
-                _ => {}
-            }
+            self.pass_over().await?;
         }
         Ok(())
     }
@@ -217,6 +213,32 @@ impl Client {
         Ok(())
     }
 
+    /// Reads to the end of an answer without looking at it: whoever wanted it is gone, and may have read the beginning.
+    async fn pass_over(&mut self) -> Result<(), QueryError> {
+        loop {
+            match self.receive().await? {
+                // Only one that ends the session matters here.
+                Frame::Error(body) => drop(self.server_failure(&body)?),
+                Frame::Message(Message::CopyInResponse(_)) => self.refuse_copy().await?,
+                Frame::Message(Message::ReadyForQuery(_)) => {
+                    self.unanswered -= 1;
+                    return Ok(());
+                }
+                Frame::CopyBoth => {
+                    return Err(self.broken(io::Error::other("an unexpected COPY in both directions")));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    async fn refuse_copy(&mut self) -> Result<(), QueryError> {
+        let refused = frontend::copy_fail("holdfast sends no data by COPY", &mut self.wire.output);
+        refused.map_err(|source| self.broken(source))?;
+        self.wire.flush().await;
+        Ok(())
+    }
+
     /// Reads to the end of the answer to the oldest request.
     async fn answer(&mut self) -> Result<Answer, QueryError> {
         let mut answer = Answer::default();
@@ -237,11 +259,7 @@ impl Client {
                 Frame::Error(body) => {
                     failure.get_or_insert(self.server_failure(&body)?);
                 }
-                Frame::Message(Message::CopyInResponse(_)) => {
-                    let refused = frontend::copy_fail("holdfast sends no data by COPY", &mut self.wire.output);
-                    refused.map_err(|source| self.broken(source))?;
-                    self.wire.flush().await;
-                }
+                Frame::Message(Message::CopyInResponse(_)) => self.refuse_copy().await?,
                 Frame::Message(Message::ReadyForQuery(_)) => {
                     self.unanswered -= 1;
                     return match failure {

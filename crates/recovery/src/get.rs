@@ -31,8 +31,28 @@ pub struct GetOptions {
     /// Serve nothing behind `until`, as if the log ended there: no record at which recovery could be told to stop was
     /// there when the target was chosen, and what came since was not asked for.
     pub cut: bool,
-    /// The timeline that recovery follows, if that is known.
-    pub timeline: Option<Timeline>,
+    pub follows: Follows,
+}
+
+/// The timeline that recovery follows: `recovery_target_timeline`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Follows {
+    /// Nobody said.
+    #[default]
+    Unknown,
+    /// Whatever is the newest when a file is asked for.
+    Latest,
+    Timeline(Timeline),
+}
+
+impl Follows {
+    /// By number, if it was given one.
+    pub const fn timeline(self) -> Option<Timeline> {
+        match self {
+            Self::Timeline(timeline) => Some(timeline),
+            Self::Unknown | Self::Latest => None,
+        }
+    }
 }
 
 impl GetOptions {
@@ -67,6 +87,8 @@ pub enum GetError {
     Gap { timeline: Timeline, at: Lsn },
     #[error("timeline {timeline} was left at {at} for timeline {other}, but has log behind that as well")]
     Undecided { timeline: Timeline, at: Lsn, other: Timeline },
+    #[error("timeline {timeline} has log in the repository, but its history is not there")]
+    NoHistory { timeline: Timeline },
     #[error("the history of timeline {timeline} cannot be used")]
     History {
         timeline: Timeline,
@@ -106,23 +128,40 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     let failed = |source| GetError::Repository { name: name.clone(), source };
     if let Some(digits) = name.strip_suffix(".history") {
         let timeline = u32::from_str_radix(digits, 16).map_err(|_| GetError::Name(name.clone()))?;
-        let history = keyring.history(&options.source, options.lineage, Timeline::new(timeline));
+        let timeline = Timeline::new(timeline);
+        let history = keyring.history(&options.source, options.lineage, timeline);
         // At once: recovery asks for histories that are not there before it opens the cluster, and waits.
         let (history, is_known) = tokio::try_join!(history, is_known(keyring, &options.source)).map_err(failed)?;
         return match history {
             Some(bytes) => write(&options.destination, &bytes).map(|()| GetOutcome::Fetched),
-            None if is_known => Ok(GetOutcome::NotFound),
-            None => Ok(GetOutcome::NoSuchSource),
+            None if !is_known => Ok(GetOutcome::NoSuchSource),
+            // Recovery would take the timeline's number for its own. One that follows it needs no history if its log begins
+            // with it.
+            None if options.follows != Follows::Timeline(timeline)
+                && keyring
+                    .repository()
+                    .has_log(&options.source, options.lineage, timeline)
+                    .await
+                    .map_err(failed)? =>
+            {
+                Err(GetError::NoHistory { timeline })
+            }
+            None => Ok(GetOutcome::NotFound),
         };
     }
     let size = options.lineage.segment_size;
     let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
-    let left_at = match options.timeline {
-        Some(followed) => left_at(keyring, options, segment.timeline(), followed).await?,
-        None => refuse_if_undecided(keyring, options, segment).await.map(|()| None)?,
+    let start = segment.start(size);
+    let (left_at, undecided) = match left(keyring, options, segment.timeline()).await? {
+        Left::Never => (None, None),
+        Left::At(at) => (Some(at), None),
+        Left::Perhaps(at, other) => (None, Some((at, other))),
+    };
+    let refuse_behind = |end: Lsn| match undecided {
+        Some((at, other)) if end > at => Err(GetError::Undecided { timeline: segment.timeline(), at, other }),
+        _ => Ok(()),
     };
     let stop = [options.cut_at(), left_at].into_iter().flatten().min();
-    let start = segment.start(size);
     if stop.is_some_and(|stop| start >= stop) {
         return Ok(GetOutcome::NotFound);
     }
@@ -133,6 +172,7 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
         let end = found.as_ref().map_or(start, |bytes| start.advance(bytes.len() as u64));
         let bytes = match found {
             Some(bytes) if bytes.len() as u64 == size.get() => {
+                refuse_behind(end)?;
                 return write(&options.destination, &bytes).map(|()| GetOutcome::Fetched);
             }
             found => found,
@@ -153,6 +193,7 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
         }
         return match bytes.filter(|_| options.partial || options.cut || is_at_stop) {
             Some(mut bytes) => {
+                refuse_behind(end)?;
                 bytes.resize(size.get() as usize, 0);
                 write(&options.destination, &bytes).map(|()| GetOutcome::Fetched)
             }
@@ -176,7 +217,8 @@ async fn goes_on_elsewhere(
     timeline: Timeline,
     end: Lsn,
 ) -> Result<bool, GetError> {
-    let Some(followed) = options.timeline.or_else(|| view.histories.last().copied()) else { return Ok(false) };
+    let newest = || view.histories.last().copied();
+    let Some(followed) = options.follows.timeline().or_else(newest) else { return Ok(false) };
     if followed <= timeline {
         return Ok(false);
     }
@@ -189,45 +231,47 @@ async fn goes_on_elsewhere(
         && later.any(|later| view.end(later).is_some_and(|newest| newest > end)))
 }
 
-/// Where the timeline that recovery follows left this one. What the older server wrote after that is of another history;
-/// PostgreSQL would take it where the followed timeline has no segment, because it then tries those before it.
-async fn left_at(
-    keyring: &Keyring,
-    options: &GetOptions,
-    timeline: Timeline,
-    followed: Timeline,
-) -> Result<Option<Lsn>, GetError> {
-    if followed <= timeline {
-        return Ok(None);
-    }
-    Ok(history(keyring, options, followed).await?.switch_point(timeline))
+/// Where recovery leaves a timeline.
+enum Left {
+    Never,
+    /// What the older server wrote behind it is of another history; PostgreSQL would take it where the followed timeline
+    /// has no segment, because it then tries those before it.
+    At(Lsn),
+    /// If it follows this other timeline. A segment that goes on behind that is right for a recovery that does not, and
+    /// poison for one that does: neither "take it" nor "there is no more" can be said.
+    Perhaps(Lsn, Timeline),
 }
 
-/// Where it is not known which timeline recovery follows, a segment that goes on behind a switch is right for one that stays
-/// on this timeline and poison for one that leaves it there. Neither "take it" nor "there is no more" can be said.
-async fn refuse_if_undecided(keyring: &Keyring, options: &GetOptions, segment: Segment) -> Result<(), GetError> {
-    let repository = keyring.repository();
+async fn left(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<Left, GetError> {
+    if let Follows::Timeline(followed) = options.follows {
+        if followed <= timeline {
+            return Ok(Left::Never);
+        }
+        let at = history(keyring, options, followed).await?.switch_point(timeline);
+        return Ok(at.map_or(Left::Never, Left::At));
+    }
     let failed = |source| GetError::Repository { name: options.name.clone(), source };
-    let (timeline, size) = (segment.timeline(), options.lineage.segment_size);
-    let histories = repository.histories(&options.source, options.lineage).await.map_err(failed)?;
-    let mut first: Option<(Lsn, Timeline)> = None;
+    let histories = keyring.repository().histories(&options.source, options.lineage).await.map_err(failed)?;
+    let mut switches = Vec::new();
     for other in histories.into_iter().filter(|other| *other > timeline) {
         let at = history(keyring, options, other).await?.switch_point(timeline);
-        let known = first.into_iter().chain(at.map(|at| (at, other)));
-        first = known.min();
+        switches.extend(at.map(|at| (at, other)));
     }
-    let Some((at, other)) = first.filter(|(at, _)| *at < segment.end(size)) else { return Ok(()) };
-    let view = repository.log(&options.source, options.lineage).await.map_err(failed)?;
-    match view.end(timeline) {
-        Some(end) if end > at => Err(GetError::Undecided { timeline, at, other }),
-        _ => Ok(()),
-    }
+    let (first, last) = (switches.iter().min().copied(), switches.iter().max().copied());
+    Ok(match (first, last) {
+        // Whatever is the newest by now, it left here.
+        (Some((first, _)), Some((last, _))) if first == last && options.follows == Follows::Latest => Left::At(first),
+        (Some((at, other)), _) => Left::Perhaps(at, other),
+        (None, _) => Left::Never,
+    })
 }
 
 async fn history(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<TimelineHistory, GetError> {
     let bytes = keyring.history(&options.source, options.lineage, timeline).await;
     let bytes = bytes.map_err(|source| GetError::Repository { name: options.name.clone(), source })?;
-    let history = TimelineHistory::parse(timeline, bytes.as_deref().unwrap_or_default());
+    // Only the first timeline has none: without it, the way to this one would be taken to begin here.
+    let bytes = bytes.ok_or(GetError::NoHistory { timeline })?;
+    let history = TimelineHistory::parse(timeline, &bytes);
     history.map_err(|source| GetError::History { timeline, source })
 }
 

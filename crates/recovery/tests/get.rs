@@ -7,7 +7,7 @@ use std::sync::Arc;
 use holdfast_format::ObjectKind;
 use holdfast_format::codec::Compressor;
 use holdfast_format::wal::{LogIndex, LogSummary, digest};
-use holdfast_recovery::{GetError, GetOptions, GetOutcome, get};
+use holdfast_recovery::{Follows, GetError, GetOptions, GetOutcome, get};
 use holdfast_repository::{Epoch, Identities, Keyring, Lineage, Names, NewIdentity, Repository};
 use holdfast_store::Directory;
 use holdfast_types::{Lsn, Micros, Segment, SegmentSize, SystemId, Timeline};
@@ -19,6 +19,16 @@ struct Fixture {
     keyring: Keyring,
     epoch: Epoch,
     lineage: Lineage,
+}
+
+const LATEST: Option<u32> = Some(0);
+
+fn follows(timeline: Option<u32>) -> Follows {
+    match timeline {
+        None => Follows::Unknown,
+        LATEST => Follows::Latest,
+        Some(number) => Follows::Timeline(Timeline::new(number)),
+    }
 }
 
 impl Fixture {
@@ -75,7 +85,7 @@ impl Fixture {
             partial: true,
             until: None,
             cut: false,
-            timeline: None,
+            follows: Follows::Unknown,
         }
     }
 
@@ -130,11 +140,8 @@ async fn what_a_later_timeline_goes_on_from_is_a_gap() {
     fixture.log(1, 3, MIB).await;
     fixture.log(1, 4, 4096).await;
     let get = async |timeline, number, followed: Option<u32>, until: Option<u64>| {
-        let options = GetOptions {
-            timeline: followed.map(Timeline::new),
-            until: until.map(Lsn::new),
-            ..fixture.options(timeline, number)
-        };
+        let options =
+            GetOptions { follows: follows(followed), until: until.map(Lsn::new), ..fixture.options(timeline, number) };
         match fixture.served(&options).await {
             Err(GetError::Gap { at, .. }) => Err(at.get()),
             served => Ok(served.unwrap()),
@@ -178,17 +185,18 @@ async fn what_the_older_server_wrote_after_the_switch_is_not_served() {
     for partial in [true, false] {
         for (followed, number, expected) in [
             (Some(2), 4, Some(MIB)),
+            (LATEST, 5, Some(0x1000)),
+            (LATEST, 6, None),
             (Some(2), 5, Some(0x1000)),
             (Some(2), 6, None),
             (Some(1), 6, Some(MIB)),
             (None, 4, Some(MIB)),
         ] {
-            let timeline = followed.map(Timeline::new);
-            let options = GetOptions { timeline, partial, ..fixture.options(1, number) };
+            let options = GetOptions { follows: follows(followed), partial, ..fixture.options(1, number) };
             assert_eq!(fixture.served(&options).await.unwrap(), expected, "{number} on the way to {followed:?}");
         }
     }
-    let followed = GetOptions { timeline: Some(Timeline::new(2)), ..fixture.options(2, 5) };
+    let followed = GetOptions { follows: follows(Some(2)), ..fixture.options(2, 5) };
     assert_eq!(fixture.served(&followed).await.unwrap(), None);
 }
 
@@ -203,11 +211,14 @@ async fn nothing_behind_a_switch_is_said_to_one_who_does_not_say_what_it_follows
     // Left earlier: what lies between is right on the way to timeline 2, and wrong on that to 3.
     fixture.history(3, "1\t0/480000\tx\n").await;
     assert_eq!(fixture.served(&fixture.options(1, 3)).await.unwrap(), Some(MIB));
-    for number in 4..8 {
-        let error = fixture.served(&fixture.options(1, number)).await.unwrap_err();
-        let is_told =
-            matches!(&error, GetError::Undecided { timeline, other, .. } if (timeline.get(), other.get()) == (1, 3));
-        assert!(is_told, "{number}: {error:?}");
+    for follows in [Follows::Unknown, Follows::Latest] {
+        for number in 4..6 {
+            let error = fixture.served(&GetOptions { follows, ..fixture.options(1, number) }).await.unwrap_err();
+            let is_told = matches!(&error, GetError::Undecided { timeline, other, .. } if (timeline.get(), other.get()) == (1, 3));
+            assert!(is_told, "{number}: {error:?}");
+        }
+        // There is none for whoever stays, and none for whoever has left.
+        assert_eq!(fixture.served(&GetOptions { follows, ..fixture.options(1, 6) }).await.unwrap(), None);
     }
     assert_eq!(fixture.served(&fixture.options(3, 4)).await.unwrap(), None);
 }
@@ -223,4 +234,32 @@ async fn a_timeline_that_ends_where_it_was_left_is_served_to_anybody() {
     assert_eq!(fixture.served(&fixture.options(1, 4)).await.unwrap(), Some(MIB));
     assert_eq!(fixture.served(&fixture.options(1, 5)).await.unwrap(), Some(0x1000));
     assert_eq!(fixture.served(&fixture.options(1, 6)).await.unwrap(), None);
+}
+
+/// A history that was lost, or has not arrived yet.
+#[tokio::test]
+async fn a_timeline_is_not_said_to_be_unknown_while_it_has_log() {
+    let fixture = Fixture::new().await;
+    fixture.log(1, 4, MIB).await;
+    fixture.log(1, 5, MIB).await;
+    let history = |timeline: u32, follows| GetOptions {
+        name: Timeline::new(timeline).history_file(),
+        follows,
+        ..fixture.options(timeline, 5)
+    };
+    let asked = |timeline, follows| {
+        let (keyring, options) = (&fixture.keyring, history(timeline, follows));
+        async move { get(keyring, &options).await }
+    };
+    assert_eq!(asked(2, Follows::Latest).await.unwrap(), GetOutcome::NotFound);
+    fixture.log(2, 5, 4096).await;
+    for follows in [Follows::Unknown, Follows::Latest, follows(Some(1))] {
+        let error = asked(2, follows).await.unwrap_err();
+        assert!(matches!(error, GetError::NoHistory { timeline } if timeline.get() == 2), "{error:?}");
+    }
+    assert_eq!(asked(2, follows(Some(2))).await.unwrap(), GetOutcome::NotFound, "it may begin there");
+    assert_eq!(asked(3, Follows::Latest).await.unwrap(), GetOutcome::NotFound);
+    // Where timeline 1 was left is not known, so neither is what of it may be served.
+    let error = fixture.served(&GetOptions { follows: follows(Some(2)), ..fixture.options(1, 5) }).await.unwrap_err();
+    assert!(matches!(error, GetError::NoHistory { .. }), "{error:?}");
 }

@@ -215,6 +215,15 @@ impl Repository {
         Ok(LogView { source: source.to_owned(), lineage, objects, histories })
     }
 
+    /// Whether there is anything of a timeline's log.
+    pub async fn has_log(&self, source: &str, lineage: Lineage, timeline: Timeline) -> Result<bool, RepositoryError> {
+        let (whole, pieces) = tokio::try_join!(
+            self.has_any(Names::timeline_segments(source, lineage, timeline)),
+            self.has_any(Names::timeline_pieces(source, lineage, timeline))
+        )?;
+        Ok(whole || pieces)
+    }
+
     /// The timelines whose histories are there, in order.
     pub async fn histories(&self, source: &str, lineage: Lineage) -> Result<BTreeSet<Timeline>, RepositoryError> {
         let listed = self.list(&Names::histories(source, lineage)).await?;

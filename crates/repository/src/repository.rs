@@ -191,6 +191,11 @@ impl Repository {
         }
     }
 
+    pub(crate) async fn has_any(&self, folder: String) -> Result<bool, RepositoryError> {
+        let list = || self.store.list(&folder, None, 1);
+        Ok(!retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, list).await?.is_empty())
+    }
+
     pub(crate) async fn folders(&self, folder: &str) -> Result<Vec<String>, RepositoryError> {
         let list = || self.store.folders(folder);
         Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, list).await?)

@@ -159,7 +159,10 @@ async fn check_keys(keyring: &Keyring, report: &mut VerifyReport) -> Result<(), 
             // is gone says so itself.
             Err(RepositoryError::KeyMissing { .. }) => report
                 .note(Names::keys_of(epoch), "there is no key: whoever began to write was interrupted, or it is gone"),
-            Err(error) => not_opened.push((epoch, error)),
+            Err(error) if error.is_damage() || matches!(error, RepositoryError::WrongKey { .. }) => {
+                not_opened.push((epoch, error));
+            }
+            Err(error) => return Err(error),
         }
     }
     for (epoch, error) in not_opened {

@@ -229,8 +229,16 @@ fn get(error: &GetError) -> Option<Verdict> {
         }
         GetError::Undecided { .. } => verdict(
             Exit::Failed,
-            "Say in restore_command with --timeline which timeline recovery follows: its recovery_target_timeline, and for \
-             `latest` the newest.",
+            "Say in restore_command with --timeline which timeline recovery follows: `latest`, or its number where others \
+             left this one elsewhere.",
+        ),
+        GetError::NoHistory { timeline } => verdict(
+            Exit::Failed,
+            format!(
+                "`holdfast wal push` stores {} from the pg_wal of a server that has it. If that timeline's log begins \
+                 in the repository, say `--timeline {timeline}`.",
+                timeline.history_file()
+            ),
         ),
         _ => return None,
     })

@@ -37,6 +37,12 @@ async fn queries_errors_and_dropped_futures() {
         let row = client.query_one("SELECT 'fresh'").await.unwrap();
         assert_eq!(row.get(0), Some("fresh"));
     }
+    // Also where the beginning of it has been read.
+    let dropped = client.query("SELECT repeat('x', 3000), pg_sleep(n / 20 * 0.3) FROM generate_series(1, 20) n");
+    assert!(tokio::time::timeout(Duration::from_millis(100), dropped).await.is_err());
+    assert!(client.is_waiting());
+    client.settle().await.unwrap();
+    assert_eq!(client.query_one("SELECT 'fresh'").await.unwrap().get(0), Some("fresh"));
 
     let nasty = "it's a \"test\" \\ with 'all' of \\' it";
     for conforming in ["on", "off"] {

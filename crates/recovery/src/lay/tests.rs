@@ -16,6 +16,7 @@ use proptest::prelude::Rng as _;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
 use super::region::REGION_BYTES;
+use super::work::{AT_ONCE_BYTES, Window};
 use super::{Target, Work, lay};
 use crate::RestoreError;
 
@@ -76,11 +77,16 @@ impl Fixture {
         self.folder.path().join(file.to_string())
     }
 
-    async fn lay(&self, files: &[Vec<u8>], map: &Map, runs: &[Vec<Run>]) -> Result<u64, RestoreError> {
+    fn work(&self, files: &[Vec<u8>], map: &Map, runs: &[Vec<Run>]) -> Work {
         let mut work = Work::default();
         for (index, (file, runs)) in files.iter().zip(runs).enumerate() {
             work.add(map, Target::new(self.path(index), file.len() as u64, 0o640, None), runs);
         }
+        work
+    }
+
+    async fn lay(&self, files: &[Vec<u8>], map: &Map, runs: &[Vec<Run>]) -> Result<u64, RestoreError> {
+        let work = self.work(files, map, runs);
         lay(work, &self.keyring, 2, &Progress::default(), &Cancel::new()).await
     }
 }
@@ -135,10 +141,17 @@ async fn pages_come_together_from_many_packs() {
 async fn frames_from_all_over_a_file_are_laid_out() {
     let fixture = Fixture::new().await;
     let mut rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let files = [bytes(&mut rng, 4 * REGION_BYTES)];
-    let (pages, strides) = (files[0].len() / PAGE, 4);
+    let mut files = [vec![0; 4 * REGION_BYTES]];
+    // Nothing to compress: the first window has something in every frame, and comes in several turns.
+    rng.fill_bytes(&mut files[0]);
+    let (pages, strides) = (files[0].len() / PAGE, 16);
     let order = (0..pages).map(|n| (0, n % strides * (pages / strides) + n / strides)).collect();
     let (map, runs) = fixture.store(&files, &[order]).await;
+    let groups = fixture.work(&files, &map, &runs).groups(&fixture.keyring).await.unwrap();
+    let bytes = |window: &Window| window.stretches.iter().map(|part| part.bytes.end - part.bytes.start).sum::<u64>();
+    let windows: Vec<_> = groups.iter().flatten().map(|window| (window.place, bytes(window))).collect();
+    let first = windows.iter().filter(|(place, _)| *place == Some((0, 0))).count();
+    assert!(first >= 4 && windows.iter().all(|(_, bytes)| *bytes <= AT_ONCE_BYTES), "{windows:?}");
     fixture.lay(&files, &map, &runs).await.unwrap();
     assert_same(&fixture.path(0), &files[0]);
 }

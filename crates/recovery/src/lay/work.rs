@@ -98,15 +98,19 @@ pub(crate) struct ZeroRun {
 
 /// Frames of one pack that are fetched together.
 #[derive(Debug)]
-pub(crate) struct Stretch {
+pub(super) struct Stretch {
     pub pack: Arc<PackReader>,
     pub bytes: Range<u64>,
     pub frames: Vec<(FrameLocation, Vec<Piece>)>,
 }
 
-/// What is put together in memory before it is written.
+/// What is fetched and opened in one go, at most; one stretch at least. A window that needs more, because what it needs is
+/// spread over many frames that hold little else for it, comes in several.
+pub(super) const AT_ONCE_BYTES: u64 = 16 << 20;
+
+/// What is put together in memory before it is written, or as much of that as is fetched in one go.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(super) struct Window {
     /// The file and where the window begins in it; none for small files, which are written as their bytes come.
     pub place: Option<(u32, u64)>,
     pub stretches: Vec<Stretch>,
@@ -114,7 +118,7 @@ pub(crate) struct Window {
 
 /// Windows of one file, or small files, which one worker takes in this order: two that write the same file wait for each
 /// other in the kernel.
-pub(crate) type Group = VecDeque<Window>;
+pub(super) type Group = VecDeque<Window>;
 
 /// Everything that is to be done.
 #[derive(Debug, Default)]
@@ -196,10 +200,11 @@ impl Work {
         let mut groups: VecDeque<Group> = VecDeque::new();
         let mut last = None;
         for ((target, window), stretches) in windows {
-            let window = Window { place: Some((target, window * REGION_BYTES as u64)), stretches };
+            let place = Some((target, window * REGION_BYTES as u64));
+            let windows = in_turns(stretches).map(|stretches| Window { place, stretches });
             match groups.back_mut() {
-                Some(group) if last == Some(target) => group.push_back(window),
-                _ => groups.push_back(VecDeque::from([window])),
+                Some(group) if last == Some(target) => group.extend(windows),
+                _ => groups.push_back(windows.collect()),
             }
             last = Some(target);
         }
@@ -224,6 +229,22 @@ impl Work {
         let first = pieces.iter().filter(is_large).map(|piece| (piece.target, piece.at_in_file)).min();
         first.map(|(target, at)| (target, at / REGION_BYTES as u64))
     }
+}
+
+/// Cut into what is fetched in one go.
+fn in_turns(stretches: Vec<Stretch>) -> impl Iterator<Item = Vec<Stretch>> {
+    let mut stretches = stretches.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let first = stretches.next()?;
+        let size = |stretch: &Stretch| stretch.bytes.end - stretch.bytes.start;
+        let mut bytes = size(&first);
+        let mut turn = vec![first];
+        while let Some(next) = stretches.next_if(|next| bytes + size(next) <= AT_ONCE_BYTES) {
+            bytes += size(&next);
+            turn.push(next);
+        }
+        Some(turn)
+    })
 }
 
 /// In the last stretch, if it is not too far from that.

@@ -10,7 +10,7 @@ use std::thread;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use holdfast_format::codec::Decompressor;
-use holdfast_runtime::AlignedBuffer;
+use holdfast_runtime::{AlignedBuffer, Cancelled};
 use tokio::task::JoinHandle;
 
 use super::region::{REGION_BYTES, Region};
@@ -108,6 +108,8 @@ struct Worker<'a> {
     filled: mpsc::SyncSender<Region>,
     /// The rest of the group that this worker took.
     group: Group,
+    /// What is filled now.
+    region: Option<Region>,
     open: HashMap<u32, File>,
     decompressor: Decompressor,
     plain: Vec<u8>,
@@ -129,6 +131,7 @@ impl<'a> Worker<'a> {
             empty,
             filled,
             group: Group::new(),
+            region: None,
             open: HashMap::new(),
             decompressor: Decompressor::new(),
             plain: Vec::new(),
@@ -146,7 +149,7 @@ impl<'a> Worker<'a> {
             let fetched = self.shared.handle.block_on(fetching).map_err(|_| RestoreError::Worker).flatten()?;
             self.lay_window(&window, fetched)?;
         }
-        self.put_carried(None)?;
+        self.turn_to(None)?;
         Ok(self.fetched)
     }
 
@@ -158,20 +161,19 @@ impl<'a> Worker<'a> {
         let window = self.group.pop_front()?;
         let ranges: Vec<_> =
             window.stretches.iter().map(|stretch| (stretch.pack.clone(), stretch.bytes.clone())).collect();
+        let cancel = self.shared.cancel.clone();
         let fetching = self.shared.handle.spawn(async move {
             let reads = ranges.into_iter().map(|(pack, range)| async move { pack.fetch(range).await });
-            Ok(stream::iter(reads).buffered(FETCHES).try_collect().await?)
+            tokio::select! {
+                fetched = stream::iter(reads).buffered(FETCHES).try_collect() => Ok(fetched?),
+                () = cancel.cancelled() => Err(Cancelled.into()),
+            }
         });
         Some((window, fetching))
     }
 
     fn lay_window(&mut self, window: &Window, fetched: Vec<Bytes>) -> Result<(), RestoreError> {
-        let mut region = None;
-        if let Some((target, start)) = window.place {
-            let buffer = self.empty.recv().map_err(|_| RestoreError::Worker)?;
-            region = Some(Region::new(target, start, buffer));
-        }
-        self.put_carried(region.as_mut())?;
+        self.turn_to(window.place)?;
         for (stretch, bytes) in window.stretches.iter().zip(fetched) {
             self.fetched += bytes.len() as u64;
             let mut sealed: Vec<u8> = bytes.into();
@@ -183,21 +185,37 @@ impl<'a> Worker<'a> {
                 stretch.pack.open(*location, frame, &mut self.decompressor, &mut plain)?;
                 for Piece { target, at_in_file, at_in_frame, len } in pieces {
                     let bytes = plain.get(*at_in_frame as usize..(*at_in_frame + *len) as usize);
-                    self.put(region.as_mut(), *target, *at_in_file, bytes.ok_or(RestoreError::Worker)?)?;
+                    self.put(*target, *at_in_file, bytes.ok_or(RestoreError::Worker)?)?;
                 }
                 self.plain = plain;
             }
         }
-        match region {
-            Some(region) => self.filled.send(region).map_err(|_| RestoreError::Worker),
-            None => Ok(()),
+        Ok(())
+    }
+
+    /// Hands on what was filled, and begins what is next, if that is another window.
+    fn turn_to(&mut self, place: Option<(u32, u64)>) -> Result<(), RestoreError> {
+        if place.is_some() && place == self.region.as_ref().map(|region| (region.target, region.range().start)) {
+            return Ok(());
         }
+        if let Some(region) = self.region.take() {
+            self.filled.send(region).map_err(|_| RestoreError::Worker)?;
+        }
+        if let Some((target, start)) = place {
+            let buffer = self.empty.recv().map_err(|_| RestoreError::Worker)?;
+            self.region = Some(Region::new(target, start, buffer));
+        }
+        self.carried_bytes = 0;
+        for Carried { target, at_in_file, bytes } in std::mem::take(&mut self.carried) {
+            self.put(target, at_in_file, &bytes)?;
+        }
+        Ok(())
     }
 
     /// Into the window, or kept for a later one, or into the file.
-    fn put(&mut self, region: Option<&mut Region>, target: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+    fn put(&mut self, target: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {
         let (mut at, mut bytes) = (at, bytes);
-        if let Some(region) = region.filter(|region| region.target == target) {
+        if let Some(region) = self.region.as_mut().filter(|region| region.target == target) {
             let taken = region.put(at, bytes);
             at += taken as u64;
             bytes = bytes.get(taken..).unwrap_or_default();
@@ -208,14 +226,6 @@ impl<'a> Worker<'a> {
             }
         }
         if bytes.is_empty() { Ok(()) } else { self.write(target, at, bytes) }
-    }
-
-    fn put_carried(&mut self, mut region: Option<&mut Region>) -> Result<(), RestoreError> {
-        self.carried_bytes = 0;
-        for Carried { target, at_in_file, bytes } in std::mem::take(&mut self.carried) {
-            self.put(region.as_deref_mut(), target, at_in_file, &bytes)?;
-        }
-        Ok(())
     }
 
     fn write(&mut self, index: u32, at: u64, bytes: &[u8]) -> Result<(), RestoreError> {

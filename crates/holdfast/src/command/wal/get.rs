@@ -1,8 +1,9 @@
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 use holdfast_pgformat::control::ControlFile;
-use holdfast_recovery::{Asked, GetOptions, GetOutcome};
+use holdfast_recovery::{Asked, Follows, GetOptions, GetOutcome};
 use holdfast_repository::{Keyring, Lineage};
 use holdfast_types::{Lsn, Segment, Timeline};
 
@@ -16,7 +17,10 @@ Examples:
   holdfast wal get chat 00000001000000000000002A pg_wal/RECOVERYXLOG
 
 In postgresql.conf (`holdfast restore` writes it):
-  restore_command = 'holdfast wal get chat %f \"%p\" --partial'";
+  restore_command = 'holdfast wal get chat %f \"%p\" --partial'
+
+For a standby, which follows every promotion (recovery_target_timeline = 'latest'):
+  restore_command = 'holdfast wal get chat %f \"%p\" --partial --timeline latest'";
 
 /// Fetches one file of the log: PostgreSQL's restore_command.
 ///
@@ -41,12 +45,12 @@ pub(crate) struct Options {
     /// Serve nothing behind --until, as if the log ended there, however far it has grown.
     #[arg(long, requires = "until")]
     cut: bool,
-    /// The timeline that recovery follows: of those before it nothing is served from behind where they were left, and log
-    /// missing on the way to it is a gap.
+    /// The timeline that recovery follows, or `latest`: of those before it nothing is served from behind where they were
+    /// left, and log missing on the way to it is a gap.
     ///
     /// Without it, a segment that goes on behind such a place is an error.
     #[arg(long, value_name = "N")]
-    timeline: Option<u32>,
+    timeline: Option<Followed>,
     /// Which cluster's log: system identifier and segment size in MiB.
     ///
     /// Otherwise that of the data directory that this runs in, as PostgreSQL runs it, or the only one there is.
@@ -55,6 +59,24 @@ pub(crate) struct Options {
     /// Keep the next segments on the way to --timeline ready in this directory, which nothing else may use.
     #[arg(long, value_name = "DIR", requires = "timeline")]
     prefetch: Option<PathBuf>,
+}
+
+/// As `recovery_target_timeline` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Followed(Follows);
+
+impl FromStr for Followed {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "latest" {
+            return Ok(Self(Follows::Latest));
+        }
+        match text.parse() {
+            Ok(number) if number > 0 => Ok(Self(Follows::Timeline(Timeline::new(number)))),
+            _ => Err("expected a timeline's number, or `latest`"),
+        }
+    }
 }
 
 impl Options {
@@ -81,9 +103,15 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch } = options;
+    let follows = timeline.map_or(Follows::Unknown, |Followed(follows)| follows);
+    if prefetch.is_some() && follows.timeline().is_none() {
+        let problem = "what is fetched ahead is on the way to one timeline";
+        return Err(CommandError::usage(problem, "Give --timeline its number, or leave --prefetch out.").into());
+    }
     let config = context.config()?;
     // Before this process opens the repository itself, so that both do it at the same time.
-    if let (Some(directory), Some(lineage), Some(timeline)) = (&prefetch, lineage, timeline) {
+    if let (Some(directory), Some(lineage), Some(timeline)) = (&prefetch, lineage, follows.timeline()) {
+        let timeline = timeline.get();
         prefetch::start(&Ahead { config: &config.path, source: &source, directory, lineage, timeline, after: &file });
     }
     let keyring = context.keyring(config.repository_of(&source)?).await?;
@@ -92,16 +120,8 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         Some(lineage) => lineage,
         None => find_lineage(&keyring, &source).await.doing(what)?,
     };
-    let get = GetOptions {
-        source: source.clone(),
-        lineage,
-        name: file.clone(),
-        destination,
-        partial,
-        until,
-        cut,
-        timeline: timeline.map(Timeline::new),
-    };
+    let get =
+        GetOptions { source: source.clone(), lineage, name: file.clone(), destination, partial, until, cut, follows };
     match holdfast_recovery::get(&keyring, &get).await.doing(what)? {
         GetOutcome::Fetched => Ok(Exit::Done),
         GetOutcome::NotFound => {
