@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_pgformat::TimelineHistory;
 use holdfast_repository::{Keyring, Lineage};
-use holdfast_types::{Segment, SegmentSize, Timeline};
+use holdfast_types::{Lsn, Segment, SegmentSize, Timeline};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::task::JoinSet;
@@ -224,18 +224,20 @@ pub struct PrefetchOptions {
     pub after: Segment,
     /// The timeline that recovery is to reach.
     pub timeline: Timeline,
+    /// Recovery stops here at the latest: no segment that begins later is fetched.
+    pub until: Option<Lsn>,
 }
 
 /// Keeps the next segments ready, several fetched at once, until the log ends or nobody takes them any more.
 ///
 /// Only whole segments are fetched ahead: what else recovery asks for, [`get()`](crate::get()) finds out about.
 pub async fn prefetch(keyring: &Keyring, handover: Handover, options: &PrefetchOptions) -> Result<(), GetError> {
-    let PrefetchOptions { source, lineage, after, timeline } = options;
+    let PrefetchOptions { source, lineage, after, timeline, until } = options;
     let timeline = (*timeline).max(after.timeline());
     let path = points::Path::to(keyring, source, *lineage, timeline).await;
     let history = path.map_err(|source| GetError::Timeline { timeline, source: Box::new(source) })?.history;
     let fetcher = Fetcher { keyring: keyring.clone(), source: source.clone(), lineage: *lineage };
-    Window::new(fetcher, handover, history, *after).run().await
+    Window::new(fetcher, handover, history, *after, *until).run().await
 }
 
 /// The names by which recovery asks for a segment, in its order: XLogFileReadAnyTLI() tries the timelines from the newest
@@ -254,6 +256,11 @@ fn names(history: &TimelineHistory, number: u64, reading: Timeline, size: Segmen
         })
         .map(|timeline| Segment::new(timeline, number))
         .collect()
+}
+
+/// Whether recovery will ask for a segment if it stops at `until` at the latest.
+pub fn is_needed(number: u64, until: Option<Lsn>, size: SegmentSize) -> bool {
+    until.is_none_or(|until| Segment::new(Timeline::new(1), number).start(size) < until)
 }
 
 /// A segment under the name by which recovery will ask for it, or nothing if none is whole.
@@ -286,6 +293,7 @@ struct Window {
     fetcher: Fetcher,
     handover: Handover,
     history: TimelineHistory,
+    until: Option<Lsn>,
     /// What recovery has read.
     after: Segment,
     next: u64,
@@ -298,11 +306,12 @@ struct Window {
 }
 
 impl Window {
-    fn new(fetcher: Fetcher, handover: Handover, history: TimelineHistory, after: Segment) -> Self {
+    fn new(fetcher: Fetcher, handover: Handover, history: TimelineHistory, after: Segment, until: Option<Lsn>) -> Self {
         Self {
             fetcher,
             handover,
             history,
+            until,
             after,
             next: after.number() + 1,
             coming: Vec::new(),
@@ -362,6 +371,10 @@ impl Window {
             && self.fetching.len() + self.ready.len() < ahead(size)
         {
             let number = self.next;
+            if !is_needed(number, self.until, size) {
+                self.ended = Some(Ok(()));
+                return Ok(());
+            }
             let segments = names(&self.history, number, self.after.timeline(), size);
             let announced: Vec<String> = segments.iter().map(|segment| segment.file_name(size)).collect();
             announced.iter().try_for_each(|name| self.handover.announce(name))?;
@@ -454,6 +467,13 @@ mod tests {
         assert_eq!(names_of(&history, 8, 2), [2]);
         assert_eq!(names_of(&history, 9, 4), [4]);
         assert_eq!(names_of(&TimelineHistory::root(Timeline::new(3)), 7, 3), [3]);
+    }
+
+    #[test]
+    fn nothing_is_fetched_from_behind_the_end() {
+        let needed = |until: u64| (0..10).filter(|number| is_needed(*number, Some(Lsn::new(until)), SIZE)).count();
+        assert_eq!((needed(0), needed(1), needed(16 << 20), needed((16 << 20) + 1)), (0, 1, 1, 2));
+        assert!(is_needed(u64::MAX / SIZE.get() - 1, None, SIZE));
     }
 
     #[test]

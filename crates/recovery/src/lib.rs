@@ -19,7 +19,7 @@ mod restore;
 mod settings;
 mod start;
 
-pub use ahead::{Asked, Handover, PrefetchOptions, ask, is_served, prefetch};
+pub use ahead::{Asked, Handover, PrefetchOptions, ask, is_needed, is_served, prefetch};
 pub use error::RestoreError;
 pub use get::{Follows, GetError, GetOptions, GetOutcome, get};
 pub use inspect::inspect_log;

@@ -112,7 +112,8 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     // Before this process opens the repository itself, so that both do it at the same time.
     if let (Some(directory), Some(lineage), Some(timeline)) = (&prefetch, lineage, follows.timeline()) {
         let timeline = timeline.get();
-        prefetch::start(&Ahead { config: &config.path, source: &source, directory, lineage, timeline, after: &file });
+        let (config, source, after) = (config.path.as_path(), source.as_str(), file.as_str());
+        prefetch::start(&Ahead { config, source, directory, lineage, timeline, until, after });
     }
     let keyring = context.keyring(config.repository_of(&source)?).await?;
     let what = || format!("could not find out about {file} of `{source}`");

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use holdfast_recovery::{Handover, PrefetchOptions};
 use holdfast_repository::Lineage;
-use holdfast_types::Timeline;
+use holdfast_types::{Lsn, Timeline};
 
 use super::get;
 use crate::context::Context;
@@ -24,10 +24,12 @@ pub(crate) struct Options {
     lineage: Lineage,
     #[arg(long)]
     timeline: u32,
+    #[arg(long)]
+    until: Option<Lsn>,
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, after, directory, lineage, timeline } = options;
+    let Options { source, after, directory, lineage, timeline, until } = options;
     let config = context.config()?;
     let after = get::segment(&after, lineage).ok_or_else(|| CommandError::Usage {
         problem: format!("`{after}` is not the name of a WAL segment"),
@@ -36,7 +38,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     // First, so that whoever comes meanwhile knows that this process is there.
     let Some(handover) = Handover::open(&directory)? else { return Ok(Exit::Done) };
     let keyring = context.keyring(config.repository_of(&source)?).await?;
-    let options = PrefetchOptions { source, lineage, after, timeline: Timeline::new(timeline) };
+    let options = PrefetchOptions { source, lineage, after, timeline: Timeline::new(timeline), until };
     let ahead = holdfast_recovery::prefetch(&keyring, handover, &options);
     crate::signals::droppable(&context.cancel, async { Ok(ahead.await?) }).await?;
     Ok(Exit::Done)
@@ -50,13 +52,16 @@ pub(super) struct Ahead<'a> {
     pub(super) directory: &'a Path,
     pub(super) lineage: Lineage,
     pub(super) timeline: u32,
+    pub(super) until: Option<Lsn>,
     /// The file that recovery asks for.
     pub(super) after: &'a str,
 }
 
 /// Starts the process unless it runs. Nothing depends on it: recovery only gets slower without.
 pub(super) fn start(ahead: &Ahead<'_>) {
-    if get::segment(ahead.after, ahead.lineage).is_some()
+    let size = ahead.lineage.segment_size;
+    if get::segment(ahead.after, ahead.lineage)
+        .is_some_and(|segment| holdfast_recovery::is_needed(segment.number() + 1, ahead.until, size))
         && !holdfast_recovery::is_served(ahead.directory)
         && let Err(error) = spawn(ahead)
     {
@@ -66,10 +71,13 @@ pub(super) fn start(ahead: &Ahead<'_>) {
 
 fn spawn(ahead: &Ahead<'_>) -> std::io::Result<()> {
     use std::os::unix::process::CommandExt as _;
-    let Ahead { config, source, directory, lineage, timeline, after } = ahead;
+    let Ahead { config, source, directory, lineage, timeline, until, after } = ahead;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--config").arg(config).args(["wal", "prefetch", source, after]).arg(directory);
     command.args(["--lineage", &lineage.to_string(), "--timeline", &timeline.to_string()]);
+    if let Some(until) = until {
+        command.args(["--until", &until.to_string()]);
+    }
     // Not waited for: this process ends soon, and the new one belongs to nobody.
     let _child = command
         .stdin(Stdio::null())
