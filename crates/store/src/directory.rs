@@ -90,13 +90,26 @@ fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// How often a folder may vanish that was just made: somebody who deletes the last object of a folder removes that, too.
+const VANISHED: u32 = 100;
+
 /// Creates `path` and what is missing above it, down from `root`, each made durable in its parent.
 fn create_folders(root: &Path, path: &Path) -> io::Result<()> {
+    for _ in 0..VANISHED {
+        match try_create_folders(root, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => {}
+            outcome => return outcome,
+        }
+    }
+    try_create_folders(root, path)
+}
+
+fn try_create_folders(root: &Path, path: &Path) -> io::Result<()> {
     if path == root || path.is_dir() {
         return Ok(());
     }
     let Some(parent) = path.parent() else { return Ok(()) };
-    create_folders(root, parent)?;
+    try_create_folders(root, parent)?;
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         // Synced also when somebody else was first: their sync may still be under way.
@@ -113,15 +126,18 @@ fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
     let folder = target.parent().unwrap_or(root);
     if target.exists() {
         // Whoever made it may have died before it was durable, and our caller will rely on that.
-        sync_directory(folder)?;
-        return Ok(Created::Exists);
+        match sync_directory(folder) {
+            // It was deleted meanwhile, and its folder with it: it is made anew.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            synced => return synced.map(|()| Created::Exists),
+        }
     }
     create_folders(root, folder)?;
     let temporary_folder = root.join(TEMPORARY);
     create_folders(root, &temporary_folder)?;
     let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
     let temporary = temporary_folder.join(format!("{}-{}-{number}", name.file_name(), std::process::id()));
-    let outcome = write_durably(&temporary, bytes).and_then(|()| publish(&temporary, &target));
+    let outcome = write_durably(&temporary, bytes).and_then(|()| publish_in(root, folder, &temporary, &target));
     let removed = fs::remove_file(&temporary);
     let created = outcome?;
     match removed {
@@ -129,8 +145,37 @@ fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    sync_directory(folder)?;
-    Ok(created)
+    match sync_directory(folder) {
+        // Somebody has deleted the object already.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => Ok(created),
+        synced => synced.map(|()| created),
+    }
+}
+
+fn publish_in(root: &Path, folder: &Path, temporary: &Path, target: &Path) -> io::Result<Created> {
+    for _ in 0..VANISHED {
+        match publish(temporary, target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => create_folders(root, folder)?,
+            outcome => return outcome,
+        }
+    }
+    publish(temporary, target)
+}
+
+fn delete(root: &Path, name: &ObjectName) -> io::Result<()> {
+    let path = root.join(name.as_str());
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => return Ok(()),
+        outcome => outcome?,
+    }
+    // Every listing would look into empty ones: there is one for each segment of log that ever was.
+    if let Some(folder) = path.parent().filter(|folder| *folder != root)
+        && let Err(error) = fs::remove_dir(folder)
+        && !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound)
+    {
+        tracing::debug!(%error, folder = %folder.display(), "an empty folder stays");
+    }
+    Ok(())
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -293,10 +338,6 @@ impl Store for Directory {
 
     async fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         let owned = name.clone();
-        self.run("delete", name.as_str(), move |root| match fs::remove_file(root.join(owned.as_str())) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => Ok(()),
-            outcome => outcome,
-        })
-        .await
+        self.run("delete", name.as_str(), move |root| delete(root, &owned)).await
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_store::{Cause, Directory, ObjectName, Store as _, conformance};
+use holdfast_store::{Cause, Created, Directory, ObjectName, Store as _, conformance};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conforms() {
@@ -37,4 +37,29 @@ fn names_cannot_leave_the_repository() {
     for text in ["", "/etc/passwd", "a/../b", "..", ".tmp/x", "a//b", "a b", "a/", "ä"] {
         assert!(ObjectName::new(text).is_err(), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn folders_come_and_go_under_writers() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Directory::new(folder.path()));
+    let name = |writer: u32| {
+        ObjectName::new(if writer.is_multiple_of(2) { format!("a/{writer}") } else { format!("a/b/{writer}") })
+    };
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..4 {
+        let (store, name) = (Arc::clone(&store), name(writer).unwrap());
+        writers.spawn(async move {
+            for _ in 0..200 {
+                assert_eq!(store.create(&name, Bytes::from_static(b"x")).await.unwrap(), Created::New);
+                assert_eq!(store.read(&name).await.unwrap(), "x");
+                assert!(store.list("a", None, 10).await.unwrap().iter().any(|listed| listed.name == name));
+                store.delete(&name).await.unwrap();
+            }
+        });
+    }
+    while let Some(ended) = writers.join_next().await {
+        ended.unwrap();
+    }
+    assert!(store.folders("a").await.unwrap().is_empty(), "empty folders are left behind");
 }
