@@ -40,17 +40,45 @@ pub enum Follows {
     /// Nobody said.
     #[default]
     Unknown,
-    /// Whatever is the newest when a file is asked for.
-    Latest,
+    /// `latest`, as far as the data directory tells where that has led.
+    Latest(LatestProgress),
     Timeline(Timeline),
+}
+
+/// How far a recovery to the latest timeline has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatestProgress {
+    /// The newest timeline that it has turned to since it began: PostgreSQL keeps the histories of these in `pg_wal`.
+    pub turned_to: Option<Timeline>,
+    /// A standby turns to a newer one whenever it finds one, and waits where there is no log; what is no standby stays with what
+    /// it found when it began, and ends where there is no log.
+    pub is_standby: bool,
+}
+
+impl LatestProgress {
+    /// That of the server with this data directory; `None` if it is none.
+    pub fn of(data_directory: &Path) -> io::Result<Option<Self>> {
+        let entries = match std::fs::read_dir(data_directory.join("pg_wal")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            entries => entries?,
+        };
+        let mut turned_to = None;
+        for entry in entries {
+            let name = entry?.file_name();
+            let digits = name.to_str().and_then(|name| name.strip_suffix(".history"));
+            let timeline = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).map(Timeline::new);
+            turned_to = turned_to.max(timeline);
+        }
+        Ok(Some(Self { turned_to, is_standby: data_directory.join("standby.signal").try_exists()? }))
+    }
 }
 
 impl Follows {
     /// By number, if it was given one.
     pub const fn timeline(self) -> Option<Timeline> {
         match self {
-            Self::Timeline(timeline) => Some(timeline),
-            Self::Unknown | Self::Latest => None,
+            Self::Timeline(timeline) | Self::Latest(LatestProgress { turned_to: Some(timeline), .. }) => Some(timeline),
+            Self::Unknown | Self::Latest(_) => None,
         }
     }
 }
@@ -144,7 +172,11 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
                     .await
                     .map_err(failed)? =>
             {
-                Err(GetError::NoHistory { timeline })
+                // Whoever stored log of it has stored the history before.
+                match keyring.history(&options.source, options.lineage, timeline).await.map_err(failed)? {
+                    Some(bytes) => write(&options.destination, &bytes).map(|()| GetOutcome::Fetched),
+                    None => Err(GetError::NoHistory { timeline }),
+                }
             }
             None => Ok(GetOutcome::NotFound),
         };
@@ -152,7 +184,7 @@ pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, 
     let size = options.lineage.segment_size;
     let segment = Segment::parse(name, size).map_err(|_| GetError::Name(name.clone()))?;
     let start = segment.start(size);
-    let (left_at, undecided) = match left(keyring, options, segment.timeline()).await? {
+    let (left_at, undecided) = match left(keyring, options, segment).await? {
         Left::Never => (None, None),
         Left::At(at) => (Some(at), None),
         Left::Perhaps(at, other) => (None, Some((at, other))),
@@ -217,18 +249,26 @@ async fn goes_on_elsewhere(
     timeline: Timeline,
     end: Lsn,
 ) -> Result<bool, GetError> {
-    let newest = || view.histories.last().copied();
-    let Some(followed) = options.follows.timeline().or_else(newest) else { return Ok(false) };
-    if followed <= timeline {
-        return Ok(false);
+    let of_interest: Vec<Timeline> = match options.follows {
+        // It asks again.
+        Follows::Latest(LatestProgress { is_standby: true, .. }) => return Ok(false),
+        Follows::Latest(LatestProgress { turned_to, .. }) => turned_to.into_iter().collect(),
+        Follows::Timeline(followed) => vec![followed],
+        Follows::Unknown => view.histories.iter().copied().collect(),
+    };
+    for followed in of_interest.into_iter().filter(|followed| *followed > timeline) {
+        let history = history(keyring, options, followed).await?;
+        let mut way = history.entries().iter().skip_while(|entry| entry.timeline != timeline);
+        let Some(left) = way.next() else { continue };
+        let size = view.lineage.segment_size.get();
+        let mut later = way.map(|entry| entry.timeline).chain([followed]);
+        if end.get() < left.switch.get() / size * size
+            && later.any(|later| view.end(later).is_some_and(|newest| newest > end))
+        {
+            return Ok(true);
+        }
     }
-    let history = history(keyring, options, followed).await?;
-    let mut way = history.entries().iter().skip_while(|entry| entry.timeline != timeline);
-    let Some(left) = way.next() else { return Ok(false) };
-    let size = view.lineage.segment_size.get();
-    let mut later = way.map(|entry| entry.timeline).chain([followed]);
-    Ok(end.get() < left.switch.get() / size * size
-        && later.any(|later| view.end(later).is_some_and(|newest| newest > end)))
+    Ok(false)
 }
 
 /// Where recovery leaves a timeline.
@@ -242,27 +282,33 @@ enum Left {
     Perhaps(Lsn, Timeline),
 }
 
-async fn left(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<Left, GetError> {
-    if let Follows::Timeline(followed) = options.follows {
-        if followed <= timeline {
-            return Ok(Left::Never);
-        }
+async fn left(keyring: &Keyring, options: &GetOptions, segment: Segment) -> Result<Left, GetError> {
+    let timeline = segment.timeline();
+    if let Some(followed) = options.follows.timeline()
+        && followed > timeline
+    {
         let at = history(keyring, options, followed).await?.switch_point(timeline);
         return Ok(at.map_or(Left::Never, Left::At));
     }
+    let is_standby = match options.follows {
+        Follows::Timeline(_) | Follows::Latest(LatestProgress { is_standby: false, .. }) => return Ok(Left::Never),
+        Follows::Latest(_) => true,
+        Follows::Unknown => false,
+    };
     let failed = |source| GetError::Repository { name: options.name.clone(), source };
     let histories = keyring.repository().histories(&options.source, options.lineage).await.map_err(failed)?;
-    let mut switches = Vec::new();
+    let mut first: Option<(Lsn, Timeline)> = None;
     for other in histories.into_iter().filter(|other| *other > timeline) {
         let at = history(keyring, options, other).await?.switch_point(timeline);
-        switches.extend(at.map(|at| (at, other)));
+        let known = first.into_iter().chain(at.map(|at| (at, other)));
+        first = known.min();
     }
-    let (first, last) = (switches.iter().min().copied(), switches.iter().max().copied());
-    Ok(match (first, last) {
-        // Whatever is the newest by now, it left here.
-        (Some((first, _)), Some((last, _))) if first == last && options.follows == Follows::Latest => Left::At(first),
-        (Some((at, other)), _) => Left::Perhaps(at, other),
-        (None, _) => Left::Never,
+    Ok(match first {
+        None => Left::Never,
+        // It looks for newer timelines where the log ends, and will find this one there. One that asks for what lies behind
+        // has passed the place, and cannot turn to it any more.
+        Some((at, _)) if is_standby && segment.start(options.lineage.segment_size) <= at => Left::At(at),
+        Some((at, other)) => Left::Perhaps(at, other),
     })
 }
 

@@ -21,7 +21,7 @@ mod start;
 
 pub use ahead::{Asked, Handover, PrefetchOptions, ask, is_needed, is_served, prefetch};
 pub use error::RestoreError;
-pub use get::{Follows, GetError, GetOptions, GetOutcome, get};
+pub use get::{Follows, GetError, GetOptions, GetOutcome, LatestProgress, get};
 pub use inspect::inspect_log;
 pub use plan::{Plan, Target, plan};
 pub use points::{RecoverablePoints, RecoverableRange, TimelinePoints, recoverable};

@@ -5,7 +5,7 @@ use std::fmt;
 use holdfast_format::manifest::{Manifest, Summary};
 use holdfast_format::wal::{CreatedTablespace, Moment};
 use holdfast_repository::{Keyring, Lineage, LogView};
-use holdfast_types::{Lsn, Micros, Segment, SnapshotId, Timeline};
+use holdfast_types::{Lsn, Micros, SnapshotId, Timeline};
 
 use crate::RestoreError;
 use crate::points::{LOOKS, Path, first_segment};
@@ -54,8 +54,6 @@ pub struct Plan {
     /// The log that will be replayed.
     pub log_from: Lsn,
     pub log_to: Lsn,
-    /// Where the log may end without harm.
-    pub log_until: Lsn,
     /// The last commit that the log holds.
     pub newest: Option<Moment>,
     /// Sealed bytes to fetch for the files.
@@ -72,18 +70,13 @@ impl Plan {
 
     /// Where the log may end without harm. Whoever asked for all of it must have all that there is.
     pub fn until(&self) -> Option<Lsn> {
-        (self.target != Target::Latest).then_some(self.log_until)
+        (self.target != Target::Latest).then_some(self.log_to)
     }
 
     /// Whether nothing behind [`until()`](Self::until) may be replayed: no record at which PostgreSQL could be told to
     /// stop was in the log, and one that is written before replay gets there must not be taken for part of the target.
     pub fn is_cut(&self) -> bool {
-        match self.target {
-            Target::Latest => false,
-            // Recovery stops at the first record behind the backup's end, but reads ahead: the next segments for nothing.
-            Target::Consistent => true,
-            _ => self.stop_at == Target::Latest,
-        }
+        self.target != Target::Latest && self.stop_at == Target::Latest
     }
 
     /// Bytes of log between the snapshot's start and the target, at the most.
@@ -148,7 +141,6 @@ async fn make(
                     stop_at: found.stop_at,
                     log_from: summary.start_lsn,
                     log_to: found.log_to,
-                    log_until: found.log_until,
                     newest: found.newest,
                     manifest,
                     timeline,
@@ -233,7 +225,6 @@ async fn choose_timeline(
 struct Found {
     stop_at: Target,
     log_to: Lsn,
-    log_until: Lsn,
     newest: Option<Moment>,
 }
 
@@ -258,18 +249,16 @@ async fn examine(
     };
     let objects = path.objects(view, summary.timeline, summary.start_lsn, reach);
     let newest = keyring.moments(&objects).await?.last;
-    let found = |stop_at: Target, log_to| Ok(Ok(Found { stop_at, log_to, log_until: log_to, newest }));
+    let found = |stop_at: Target, log_to| Ok(Ok(Found { stop_at, log_to, newest }));
     match target {
         // Whoever asks for everything must not get less without having said so.
         Target::Latest if view.end(path.timeline()).is_some_and(|end| end > reach) => Ok(Err(format!(
             "the log after snapshot {id} has a gap at {reach}, and more behind it; `--lsn {reach}` recovers up to the gap"
         ))),
         Target::Latest => found(Target::Latest, reach),
-        Target::Consistent => {
-            let (size, log_to) = (view.lineage.segment_size, summary.stop_lsn);
-            let log_until = reach.min(Segment::containing(path.timeline(), log_to, size).end(size));
-            Ok(Ok(Found { stop_at: Target::Consistent, log_to, log_until, newest }))
-        }
+        // Told to stop at the first consistent point, PostgreSQL reads on for one more record, which may be in another segment
+        // or not be there at all, and fetches segments ahead. Where the log ends it needs none.
+        Target::Consistent => found(Target::Latest, summary.stop_lsn),
         Target::Time(at) if *at < summary.stopped_at => {
             Ok(Err(format!("snapshot {id} was complete only at {}", time(summary.stopped_at))))
         }

@@ -653,7 +653,7 @@ pub(crate) fn sync(directory: &Path) -> Result<(), RestoreError> {
 
 /// A target that leaves nothing to replay but what makes the snapshot consistent.
 pub(crate) fn replays_little(plan: &Plan) -> bool {
-    plan.stop_at == Target::Consistent
+    plan.target == Target::Consistent
 }
 
 #[cfg(test)]

@@ -60,7 +60,8 @@ impl Recovery<'_> {
         set("recovery_target_timeline", &self.timeline.to_string());
         set("recovery_target_action", "promote");
         match self.target {
-            Target::Latest => {}
+            // The log that is served ends there.
+            Target::Latest | Target::Consistent => {}
             Target::Time(at) => {
                 // With a numeric zone: PostgreSQL 15 and older refuse a trailing Z here.
                 set("recovery_target_time", &time(*at).replace('T', " ").replace('Z', "+00"));
@@ -71,7 +72,6 @@ impl Recovery<'_> {
                 set("recovery_target_inclusive", "on");
             }
             Target::Name(name) => set("recovery_target_name", name),
-            Target::Consistent => set("recovery_target", "immediate"),
         }
         if self.isolated {
             for (name, value) in ISOLATING {
@@ -140,7 +140,7 @@ mod tests {
             (Target::Latest, 0),
             (Target::Lsn(Lsn::new(0x1_0000_0028)), 1),
             (Target::Name("before".to_owned()), 1),
-            (Target::Consistent, 1),
+            (Target::Consistent, 0),
         ] {
             let text = recovery(&target).auto_conf("");
             let targets = ["recovery_target =", "recovery_target_lsn", "recovery_target_name", "recovery_target_time "];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use holdfast_format::ObjectKind;
 use holdfast_format::codec::Compressor;
 use holdfast_format::wal::{LogIndex, LogSummary, digest};
-use holdfast_recovery::{Follows, GetError, GetOptions, GetOutcome, get};
+use holdfast_recovery::{Follows, GetError, GetOptions, GetOutcome, LatestProgress, get};
 use holdfast_repository::{Epoch, Identities, Keyring, Lineage, Names, NewIdentity, Repository};
 use holdfast_store::Directory;
 use holdfast_types::{Lsn, Micros, Segment, SegmentSize, SystemId, Timeline};
@@ -21,12 +21,17 @@ struct Fixture {
     lineage: Lineage,
 }
 
-const LATEST: Option<u32> = Some(0);
+/// A standby that has not turned to any timeline yet.
+const STANDBY: Option<u32> = Some(0);
+
+fn latest(turned_to: Option<u32>, is_standby: bool) -> Follows {
+    Follows::Latest(LatestProgress { turned_to: turned_to.map(Timeline::new), is_standby })
+}
 
 fn follows(timeline: Option<u32>) -> Follows {
     match timeline {
         None => Follows::Unknown,
-        LATEST => Follows::Latest,
+        STANDBY => latest(None, true),
         Some(number) => Follows::Timeline(Timeline::new(number)),
     }
 }
@@ -185,8 +190,7 @@ async fn what_the_older_server_wrote_after_the_switch_is_not_served() {
     for partial in [true, false] {
         for (followed, number, expected) in [
             (Some(2), 4, Some(MIB)),
-            (LATEST, 5, Some(0x1000)),
-            (LATEST, 6, None),
+            (STANDBY, 5, Some(0x1000)),
             (Some(2), 5, Some(0x1000)),
             (Some(2), 6, None),
             (Some(1), 6, Some(MIB)),
@@ -211,15 +215,26 @@ async fn nothing_behind_a_switch_is_said_to_one_who_does_not_say_what_it_follows
     // Left earlier: what lies between is right on the way to timeline 2, and wrong on that to 3.
     fixture.history(3, "1\t0/480000\tx\n").await;
     assert_eq!(fixture.served(&fixture.options(1, 3)).await.unwrap(), Some(MIB));
-    for follows in [Follows::Unknown, Follows::Latest] {
-        for number in 4..6 {
-            let error = fixture.served(&GetOptions { follows, ..fixture.options(1, number) }).await.unwrap_err();
-            let is_told = matches!(&error, GetError::Undecided { timeline, other, .. } if (timeline.get(), other.get()) == (1, 3));
-            assert!(is_told, "{number}: {error:?}");
-        }
-        // There is none for whoever stays, and none for whoever has left.
-        assert_eq!(fixture.served(&GetOptions { follows, ..fixture.options(1, 6) }).await.unwrap(), None);
+    let asked = |follows, number| GetOptions { follows, ..fixture.options(1, number) };
+    let is_told = |error: GetError| {
+        let told =
+            matches!(&error, GetError::Undecided { timeline, other, .. } if (timeline.get(), other.get()) == (1, 3));
+        assert!(told, "{error:?}");
+    };
+    for number in 4..6 {
+        is_told(fixture.served(&asked(Follows::Unknown, number)).await.unwrap_err());
     }
+    // There is none for whoever stays, and none for whoever has left.
+    assert_eq!(fixture.served(&asked(Follows::Unknown, 6)).await.unwrap(), None);
+    // A standby finds the newer timeline where the log ends for it; one that has passed the place cannot turn to it any more.
+    assert_eq!(fixture.served(&asked(latest(None, true), 4)).await.unwrap(), Some(0x80000));
+    is_told(fixture.served(&asked(latest(None, true), 5)).await.unwrap_err());
+    // It turned to timeline 2, and reads of the first what comes before that.
+    for is_standby in [true, false] {
+        assert_eq!(fixture.served(&asked(latest(Some(2), is_standby), 5)).await.unwrap(), Some(0x1000));
+    }
+    // What is no standby stays with what it found when it began.
+    assert_eq!(fixture.served(&asked(latest(None, false), 5)).await.unwrap(), Some(MIB));
     assert_eq!(fixture.served(&fixture.options(3, 4)).await.unwrap(), None);
 }
 
@@ -251,15 +266,45 @@ async fn a_timeline_is_not_said_to_be_unknown_while_it_has_log() {
         let (keyring, options) = (&fixture.keyring, history(timeline, follows));
         async move { get(keyring, &options).await }
     };
-    assert_eq!(asked(2, Follows::Latest).await.unwrap(), GetOutcome::NotFound);
+    assert_eq!(asked(2, latest(None, true)).await.unwrap(), GetOutcome::NotFound);
     fixture.log(2, 5, 4096).await;
-    for follows in [Follows::Unknown, Follows::Latest, follows(Some(1))] {
+    for follows in [Follows::Unknown, latest(None, true), follows(Some(1))] {
         let error = asked(2, follows).await.unwrap_err();
         assert!(matches!(error, GetError::NoHistory { timeline } if timeline.get() == 2), "{error:?}");
     }
     assert_eq!(asked(2, follows(Some(2))).await.unwrap(), GetOutcome::NotFound, "it may begin there");
-    assert_eq!(asked(3, Follows::Latest).await.unwrap(), GetOutcome::NotFound);
+    assert_eq!(asked(3, latest(None, true)).await.unwrap(), GetOutcome::NotFound);
     // Where timeline 1 was left is not known, so neither is what of it may be served.
     let error = fixture.served(&GetOptions { follows: follows(Some(2)), ..fixture.options(1, 5) }).await.unwrap_err();
     assert!(matches!(error, GetError::NoHistory { .. }), "{error:?}");
+}
+
+/// The way may lead over any of them: the newest may have left before.
+#[tokio::test]
+async fn a_gap_on_the_way_to_any_timeline_is_one() {
+    let fixture = Fixture::new().await;
+    for number in 0..5 {
+        fixture.log(1, number, MIB).await;
+    }
+    fixture.history(2, "1\t0/701000\tx\n").await;
+    fixture.log(2, 7, MIB).await;
+    fixture.history(3, "1\t0/380000\tx\n").await;
+    let error = fixture.served(&fixture.options(1, 5)).await.unwrap_err();
+    assert!(matches!(error, GetError::Gap { .. }), "{error:?}");
+    let waits = GetOptions { follows: latest(None, true), ..fixture.options(1, 5) };
+    assert!(matches!(fixture.served(&waits).await, Err(GetError::Undecided { .. }) | Ok(None)));
+}
+
+#[test]
+fn a_data_directory_tells_where_latest_has_led() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(LatestProgress::of(folder.path()).unwrap(), None);
+    std::fs::create_dir(folder.path().join("pg_wal")).unwrap();
+    let of = || LatestProgress::of(folder.path()).unwrap().unwrap();
+    assert_eq!(of(), LatestProgress { turned_to: None, is_standby: false });
+    for name in ["00000002.history", "0000000A.history", "00000001000000000000000B", "standby.signal"] {
+        std::fs::write(folder.path().join("pg_wal").join(name), "").unwrap();
+    }
+    std::fs::write(folder.path().join("standby.signal"), "").unwrap();
+    assert_eq!(of(), LatestProgress { turned_to: Some(Timeline::new(10)), is_standby: true });
 }

@@ -145,7 +145,12 @@ fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    match sync_directory(folder) {
+    // The folder may be one that somebody else has just made anew.
+    let synced = match folder.parent() {
+        Some(parent) if folder != root => sync_directory(folder).and_then(|()| sync_directory(parent)),
+        _ => sync_directory(folder),
+    };
+    match synced {
         // Somebody has deleted the object already.
         Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_dir() => Ok(created),
         synced => synced.map(|()| created),

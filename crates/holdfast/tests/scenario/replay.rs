@@ -154,6 +154,21 @@ fn log_is_fetched_ahead_along_timelines(version: &PgVersion) {
     site.verify();
 }
 
+/// PostgreSQL reads ahead of what it replays.
+#[test]
+fn recovery_to_a_backups_end_fetches_nothing_behind_it() {
+    let (_server, site, _) = with_log(8);
+    let listed = site.run(&["list", "chat", "--json"]).expect(0).json();
+    let snapshot = &listed["sources"][0]["snapshots"][0];
+    let text = |field: &str| snapshot[field].as_str().expect("it is a text").to_owned();
+    let last = lsn(&text("stop_lsn")) >> 20;
+    let restored = site.restore("restored", &["--snapshot", &text("id")]);
+    let log = std::fs::read_to_string(site.path("restored/holdfast.start.log")).expect("a server was started");
+    assert!(log.contains(&format!("restored log file \"{}\"", name(1, last))), "{log}");
+    assert!(!log.contains(&format!("restored log file \"{}\"", name(1, last + 1))), "{log}");
+    restored.prove_clean();
+}
+
 /// A server and its site with so much log after the only backup; how many rows there are.
 fn with_log(segments: u32) -> (Postgres, Site, u64) {
     let server = Postgres::build(&require(15)).initdb_arg("--wal-segsize=1").start();

@@ -61,7 +61,6 @@ pub(super) fn plan_json(plan: &Plan, backup: &BackupSettings) -> serde_json::Val
         timeline,
         log_from,
         log_to,
-        log_until: _,
         newest,
         fetch_bytes,
         created_tablespaces: _,

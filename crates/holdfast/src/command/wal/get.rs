@@ -3,7 +3,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use holdfast_pgformat::control::ControlFile;
-use holdfast_recovery::{Asked, Follows, GetOptions, GetOutcome};
+use holdfast_recovery::{Asked, Follows, GetOptions, GetOutcome, LatestProgress};
 use holdfast_repository::{Keyring, Lineage};
 use holdfast_types::{Lsn, Segment, Timeline};
 
@@ -45,7 +45,7 @@ pub(crate) struct Options {
     /// Serve nothing behind --until, as if the log ended there, however far it has grown.
     #[arg(long, requires = "until")]
     cut: bool,
-    /// The timeline that recovery follows, or `latest`: of those before it nothing is served from behind where they were
+    /// The timeline that recovery follows, or `latest` (as far as the data directory in which this runs tells): of those before it nothing is served from behind where they were
     /// left, and log missing on the way to it is a gap.
     ///
     /// Without it, a segment that goes on behind such a place is an error.
@@ -63,17 +63,20 @@ pub(crate) struct Options {
 
 /// As `recovery_target_timeline` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Followed(Follows);
+pub(crate) enum Followed {
+    Latest,
+    Timeline(u32),
+}
 
 impl FromStr for Followed {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text == "latest" {
-            return Ok(Self(Follows::Latest));
+            return Ok(Self::Latest);
         }
         match text.parse() {
-            Ok(number) if number > 0 => Ok(Self(Follows::Timeline(Timeline::new(number)))),
+            Ok(number) if number > 0 => Ok(Self::Timeline(number)),
             _ => Err("expected a timeline's number, or `latest`"),
         }
     }
@@ -103,8 +106,18 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch } = options;
-    let follows = timeline.map_or(Follows::Unknown, |Followed(follows)| follows);
-    if prefetch.is_some() && follows.timeline().is_none() {
+    let follows = match timeline {
+        None => Follows::Unknown,
+        Some(Followed::Timeline(number)) => Follows::Timeline(Timeline::new(number)),
+        // PostgreSQL runs this in the data directory.
+        Some(Followed::Latest) => {
+            match LatestProgress::of(Path::new(".")).map_err(CommandError::file("read", Path::new("pg_wal")))? {
+                Some(progress) => Follows::Latest(progress),
+                None => Follows::Unknown,
+            }
+        }
+    };
+    if prefetch.is_some() && timeline == Some(Followed::Latest) {
         let problem = "what is fetched ahead is on the way to one timeline";
         return Err(CommandError::usage(problem, "Give --timeline its number, or leave --prefetch out.").into());
     }
