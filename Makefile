@@ -24,6 +24,7 @@ demo: ## Protects a PostgreSQL server under load, loses it, and brings it back t
 test: ## Installs what is missing, and runs all tests against real PostgreSQL servers. What has to pass.
 	scripts/install-deps.sh
 	scripts/install-postgres-18.sh
+	scripts/install-azurite.sh
 	cargo test --locked --workspace --doc --profile $(PROFILE) --quiet
 	cargo nextest run --locked --workspace --cargo-profile $(PROFILE)
 
@@ -38,8 +39,10 @@ lint: ## Checks layout, lints, scripts and documentation. Changes nothing.
 soak: ## Repeats the random accidents, and decodes PostgreSQL's own tests: `make soak ROUNDS=500`, default 50. Takes hours.
 	scripts/install-deps.sh
 	scripts/install-postgres-18.sh
+	scripts/install-azurite.sh
 	scripts/fetch-regress.sh 15 18
 	cargo nextest run --locked -p holdfast-changes --cargo-profile $(PROFILE) --run-ignored only
+	HOLDFAST_ROUNDS=$$(($(ROUNDS) * 200)) cargo nextest run --locked -p holdfast-repository --test expiry --cargo-profile $(PROFILE) --profile soak
 	HOLDFAST_ROUNDS=$(ROUNDS) cargo nextest run --locked -p holdfast --test scenario --cargo-profile $(PROFILE) --profile soak
 
 fuzz: ## Feeds every decoder with what nobody would write: `make fuzz SECONDS=600`, for each of them, default 60.

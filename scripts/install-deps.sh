@@ -56,10 +56,35 @@ forbid_system_cluster() {
     echo 'create_main_cluster = false' | as_root tee "$configuration" >/dev/null
 }
 
+# Debian starts the servers that it installs, now and at every boot. The tests start their own.
+without_services() {
+    local policy=/usr/sbin/policy-rc.d unit had_ssh=1
+    is_installed openssh-server || had_ssh=0
+    if [[ -e $policy ]]; then
+        "$@"
+    else
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+        "$@" || {
+            as_root rm -f "$policy"
+            return 1
+        }
+        as_root rm -f "$policy"
+    fi
+    if [[ $had_ssh -eq 0 && -d /run/systemd/system ]]; then
+        for unit in ssh.socket ssh.service; do
+            as_root systemctl disable --quiet "$unit" || true
+        done
+    fi
+}
+
 install_packages() {
     local wanted=(build-essential pkg-config ca-certificates) missing=() package
     # `postgresql` is the version that this Debian carries, with contrib.
     local servers=(postgresql postgresql-client tzdata jq procps)
+    # Stores: Ceph's gateway for S3, npm for Azurite, OpenSSH for SFTP.
+    local stores=(ceph-common ceph-mon ceph-osd radosgw openssh-server openssl curl)
+    command -v npm >/dev/null || stores+=(nodejs npm)
     # These unpack a newer one.
     local unpacking=(debootstrap debian-archive-keyring gpgv wget patchelf xz-utils zstd curl)
     case $purpose in
@@ -69,7 +94,7 @@ install_packages() {
         wanted+=("${servers[@]}" python3 barman rsync zstd)
         [[ -n ${PGBACKREST:-} ]] || wanted+=(pgbackrest)
         ;;
-    all) wanted+=("${servers[@]}" "${unpacking[@]}" shellcheck) ;;
+    all) wanted+=("${servers[@]}" "${unpacking[@]}" "${stores[@]}" shellcheck) ;;
     esac
     for package in "${wanted[@]}"; do
         is_installed "$package" || missing+=("$package")
@@ -88,7 +113,7 @@ install_packages() {
     say "installing ${missing[*]}"
     forbid_system_cluster
     apt_get update
-    apt_get install --no-install-recommends "${missing[@]}"
+    without_services apt_get install --no-install-recommends "${missing[@]}"
 }
 
 check_rust() {

@@ -280,7 +280,9 @@ impl Fetcher {
         for segment in names {
             let found = self.keyring.whole_segment(&self.source, self.lineage, segment).await;
             let name = || segment.file_name(self.lineage.segment_size);
-            if let Some(bytes) = found.map_err(|source| GetError::Repository { name: name(), source })? {
+            if let Some(bytes) =
+                found.map_err(|source| GetError::Repository { name: name(), source: Box::new(source) })?
+            {
                 return Ok(Some((segment, bytes)));
             }
         }

@@ -143,7 +143,7 @@ pub enum GetError {
     Repository {
         name: String,
         #[source]
-        source: RepositoryError,
+        source: Box<RepositoryError>,
     },
 }
 
@@ -153,7 +153,7 @@ const LOOKS: u32 = 50;
 /// Fetches one file for recovery.
 pub async fn get(keyring: &Keyring, options: &GetOptions) -> Result<GetOutcome, GetError> {
     let name = &options.name;
-    let failed = |source| GetError::Repository { name: name.clone(), source };
+    let failed = |source| GetError::Repository { name: name.clone(), source: Box::new(source) };
     if let Some(digits) = name.strip_suffix(".history") {
         let timeline = u32::from_str_radix(digits, 16).map_err(|_| GetError::Name(name.clone()))?;
         let timeline = Timeline::new(timeline);
@@ -295,7 +295,7 @@ async fn left(keyring: &Keyring, options: &GetOptions, segment: Segment) -> Resu
         Follows::Latest(_) => true,
         Follows::Unknown => false,
     };
-    let failed = |source| GetError::Repository { name: options.name.clone(), source };
+    let failed = |source| GetError::Repository { name: options.name.clone(), source: Box::new(source) };
     let histories = keyring.repository().histories(&options.source, options.lineage).await.map_err(failed)?;
     let mut first: Option<(Lsn, Timeline)> = None;
     for other in histories.into_iter().filter(|other| *other > timeline) {
@@ -314,7 +314,8 @@ async fn left(keyring: &Keyring, options: &GetOptions, segment: Segment) -> Resu
 
 async fn history(keyring: &Keyring, options: &GetOptions, timeline: Timeline) -> Result<TimelineHistory, GetError> {
     let bytes = keyring.history(&options.source, options.lineage, timeline).await;
-    let bytes = bytes.map_err(|source| GetError::Repository { name: options.name.clone(), source })?;
+    let bytes =
+        bytes.map_err(|source| GetError::Repository { name: options.name.clone(), source: Box::new(source) })?;
     // Only the first timeline has none: without it, the way to this one would be taken to begin here.
     let bytes = bytes.ok_or(GetError::NoHistory { timeline })?;
     let history = TimelineHistory::parse(timeline, &bytes);

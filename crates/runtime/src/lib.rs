@@ -1,6 +1,7 @@
-//! How work runs: cancellation, progress, rate limits, pace and priority, retries, direct I/O.
+//! How work runs: cancellation, time, progress, rate limits, pace and priority, retries, direct I/O.
 
 mod cancel;
+mod clock;
 mod direct;
 mod limit;
 mod pace;
@@ -9,6 +10,7 @@ mod progress;
 mod retry;
 
 pub use cancel::{Cancel, Cancelled};
+pub use clock::Clock;
 pub use direct::{ALIGNMENT, AlignedBuffer, leave_direct, open_direct, read_full_at};
 pub use limit::RateLimit;
 pub use pace::Pace;

@@ -29,6 +29,18 @@ pub enum Cause {
     Full(#[source] io::Error),
     #[error("permission denied")]
     Denied(#[source] io::Error),
+    /// The service has no such bucket.
+    #[error("there is no such bucket ({0})")]
+    NoBucket(String),
+    /// The service does not accept the credentials, or they do not allow this.
+    #[error("the service refuses it ({0})")]
+    Refused(String),
+    /// The service did what it must not, or cannot do this.
+    #[error("{0}")]
+    Service(String),
+    /// The service failed, or gave no answer; it may give one later.
+    #[error("{0}")]
+    Unavailable(String),
     #[error(transparent)]
     Io(io::Error),
 }
@@ -45,8 +57,14 @@ impl StoreError {
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_retryable(&self) -> bool {
         match &self.cause {
-            Cause::NotFound | Cause::Truncated { .. } | Cause::Denied(_) | Cause::Full(_) => false,
-            Cause::Away => true,
+            Cause::NotFound
+            | Cause::Truncated { .. }
+            | Cause::Denied(_)
+            | Cause::Full(_)
+            | Cause::NoBucket(_)
+            | Cause::Refused(_)
+            | Cause::Service(_) => false,
+            Cause::Away | Cause::Unavailable(_) => true,
             Cause::Io(error) => matches!(
                 error.kind(),
                 io::ErrorKind::Interrupted

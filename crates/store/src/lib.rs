@@ -1,12 +1,17 @@
 //! The seam to where repositories are kept: write-once objects under names.
 //!
-//! [`Store`] is a short contract that every place can keep, directories now, object stores next. [`conformance`] is the
-//! suite that proves it for each of them; a new store is done when it passes.
+//! [`Store`] is a short contract that every place can keep: directories, buckets, directories of other machines.
+//! [`conformance`] is the suite that proves it for each of them; a new store is done when it passes. [`probe()`] asks a place
+//! of a user's whether it keeps it.
 
+mod bucket;
 pub mod conformance;
 mod directory;
 mod error;
 mod name;
+mod place;
+mod probe;
+mod sftp;
 
 use std::fmt;
 use std::ops::Range;
@@ -15,9 +20,13 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use bucket::Bucket;
 pub use directory::Directory;
 pub use error::{Cause, StoreError};
 pub use name::{NameError, ObjectName};
+pub use place::{Address, AddressError, OpenError, Place, Service};
+pub use probe::{ProbeError, Probed, probe};
+pub use sftp::{SftpPlace, SftpStore};
 
 /// Whether [`Store::create`] made the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +75,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The objects whose names begin with `folder` and a slash (all, for an empty folder), in the order of their names,
     /// those behind `after` only, at most `limit`.
     async fn list(&self, folder: &str, after: Option<&ObjectName>, limit: usize) -> Result<Vec<Listed>, StoreError>;
+
+    /// How many objects a listing had better ask for at once: more where each begins at the first name.
+    fn page(&self) -> usize {
+        10_000
+    }
 
     /// The names of the folders directly below `folder`, in order.
     async fn folders(&self, folder: &str) -> Result<Vec<String>, StoreError>;

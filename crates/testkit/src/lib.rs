@@ -1,4 +1,4 @@
-//! Real PostgreSQL servers for tests.
+//! Real servers for tests: PostgreSQL, Ceph's object gateway, which speaks S3, Azurite, which speaks Azure Blob, and OpenSSH.
 //!
 //! A test asks for a version, gets a private server in a temporary directory, and loses it when the value is dropped:
 //!
@@ -16,15 +16,24 @@
 //! `try_` sibling. PostgreSQL refuses to run as root: when the tests do, the servers run as user `postgres`, see
 //! [`command_as_server_user`].
 
+mod azurite;
+mod ceph;
+mod daemon;
+mod fault_proxy;
 mod postgres;
 mod process;
+mod ssh;
 mod temp_root;
 mod tools;
 mod user;
 mod version;
 mod wait;
 
+pub use azurite::Azurite;
+pub use ceph::Ceph;
+pub use fault_proxy::{Fault, FaultProxy, Request};
 pub use postgres::{Postgres, PostgresBuilder, StartError, StopMode};
+pub use ssh::SshServer;
 pub use temp_root::TempRoot;
 pub use tools::{ControlData, pg_amcheck, pg_checksums_check, pg_controldata, run};
 pub use user::{command_as_server_user, own};
