@@ -41,6 +41,8 @@ impl Base {
         begin: Option<(&TimelineHistory, Lsn)>,
     ) -> Result<Result<Self, String>, BackupError> {
         let mut refusal = None;
+        // What is about to be removed will not be there when this backup is done.
+        let doomed = keyring.repository().doomed().await?;
         let entries = keyring.repository().snapshots(source).await?;
         // A damaged one is for `verify` to report; what is built on an older one is none the worse.
         let mut summaries: Vec<_> = entries.into_iter().filter_map(|entry| entry.summary.ok()).collect();
@@ -50,7 +52,10 @@ impl Base {
             if kind == SnapshotKind::Differential && summary.kind != SnapshotKind::Full {
                 continue;
             }
-            let unfit = Self::unfit(&summary, info)
+            let unfit = doomed
+                .has_snapshot(source, &summary.id)
+                .then(|| format!("snapshot {} is about to be removed", summary.id))
+                .or_else(|| Self::unfit(&summary, info))
                 .or_else(|| begin.and_then(|(history, begin)| changes::unfit(&summary, history, begin)));
             match unfit {
                 Some(why) => drop(refusal.get_or_insert(why)),

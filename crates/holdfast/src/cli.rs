@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::command::{backup, check, completions, generate, init, key, list, restore, show, verify, wal};
+use crate::command::{
+    backup, check, completions, copy, expire, generate, init, key, list, pin, restore, show, verify, wal,
+};
 use crate::exit;
 
 const LONG_ABOUT: &str = "\
@@ -77,6 +79,11 @@ pub(crate) enum Command {
     Show(show::Options),
     Restore(restore::Options),
     Verify(verify::Options),
+    Copy(copy::Options),
+    Repair(copy::RepairOptions),
+    Expire(expire::Options),
+    Pin(pin::Options),
+    Unpin(pin::UndoOptions),
     Key(key::Options),
     Completions(completions::Options),
     /// Shows what the exit codes mean.

@@ -3,10 +3,13 @@
 pub(crate) mod backup;
 pub(crate) mod check;
 pub(crate) mod completions;
+pub(crate) mod copy;
+pub(crate) mod expire;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod key;
 pub(crate) mod list;
+pub(crate) mod pin;
 pub(crate) mod restore;
 pub(crate) mod show;
 pub(crate) mod verify;
@@ -64,6 +67,11 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> 
         Command::List(options) => signals::droppable(cancel, list::run(context, options)).await,
         Command::Show(options) => signals::droppable(cancel, show::run(context, options)).await,
         Command::Verify(options) => signals::droppable(cancel, verify::run(context, options)).await,
+        Command::Copy(options) => signals::droppable(cancel, copy::run(context, options)).await,
+        Command::Repair(options) => signals::droppable(cancel, copy::repair(context, options)).await,
+        Command::Expire(options) => signals::droppable(cancel, expire::run(context, options)).await,
+        Command::Pin(options) => signals::droppable(cancel, pin::run(context, options)).await,
+        Command::Unpin(options) => signals::droppable(cancel, pin::undo(context, options)).await,
         Command::Key(options) => signals::droppable(cancel, key::run(context, options)).await,
         Command::Completions(options) => completions::run(&options),
         Command::ExitCodes => exit_codes(context.output),

@@ -14,10 +14,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_backup::{Impact, LatencyLimit, Limit, ReplayBound, Windows};
+use holdfast_policy::Retention;
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
+use holdfast_store::{Address, SftpPlace};
 use holdfast_types::ByteSize;
+use jiff::tz::TimeZone;
 
 pub(crate) use error::ConfigError;
 use error::Problem;
@@ -34,11 +37,30 @@ pub(crate) struct Config {
 #[derive(Clone, Debug)]
 pub(crate) struct RepositorySettings {
     pub(crate) name: String,
-    pub(crate) path: PathBuf,
+    pub(crate) location: Location,
     pub(crate) identity_file: Option<PathBuf>,
     pub(crate) identity_passphrase_file: Option<PathBuf>,
     /// What the repository's own recipients must equal.
     pub(crate) recipients: Option<Vec<Recipient>>,
+}
+
+/// Where a repository is kept.
+#[derive(Clone, Debug)]
+pub(crate) enum Location {
+    Directory(PathBuf),
+    Bucket(BucketSettings),
+    Sftp(SftpPlace),
+}
+
+/// What it takes to reach a bucket.
+#[derive(Clone, Debug)]
+pub(crate) struct BucketSettings {
+    pub(crate) address: Address,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) region: Option<String>,
+    pub(crate) path_style: bool,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) credentials_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +74,15 @@ pub(crate) struct Source {
     pub(crate) spool: Option<PathBuf>,
     pub(crate) backup: BackupSettings,
     pub(crate) wal: WalSettings,
+    /// `None`: everything is kept.
+    pub(crate) retention: Option<RetentionSettings>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RetentionSettings {
+    pub(crate) rules: Retention,
+    /// Where days begin.
+    pub(crate) zone: TimeZone,
 }
 
 #[derive(Clone, Debug)]

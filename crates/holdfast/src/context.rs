@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use holdfast_repository::{Identities, IdentityError, Keyring, Repository};
 use holdfast_runtime::{Cancel, Progress};
-use holdfast_store::Directory;
 
 use crate::config::{Config, ConfigError, RepositorySettings};
 use crate::failure::{CommandError, Doing as _, Failure};
 use crate::output::Output;
-use crate::passphrase;
 use crate::progress::{self, Shown};
+use crate::{passphrase, place};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
@@ -40,8 +39,7 @@ impl Context {
 
     /// The same without looking at its recipients.
     pub(crate) async fn unpinned(&self, settings: &RepositorySettings) -> Result<Repository, Failure> {
-        let store = Arc::new(Directory::new(&settings.path));
-        let repository = Repository::open(store).await;
+        let repository = Repository::open(place::open(settings)?).await;
         let repository = repository.doing(|| format!("could not open the repository `{}`", settings.name))?;
         Ok(repository.with_cancel(self.cancel.clone()))
     }

@@ -8,6 +8,7 @@ mod exit;
 mod failure;
 mod output;
 mod passphrase;
+mod place;
 mod progress;
 mod replay;
 mod report;

@@ -1,6 +1,6 @@
 use holdfast_format::object::OpenError;
 use holdfast_store::StoreError;
-use holdfast_types::EpochId;
+use holdfast_types::{EpochId, SnapshotId};
 
 /// An operation on a repository failed.
 #[derive(Debug, thiserror::Error)]
@@ -8,6 +8,9 @@ use holdfast_types::EpochId;
 pub enum RepositoryError {
     #[error(transparent)]
     Store(#[from] StoreError),
+
+    #[error("no repository can be kept there")]
+    Probe(#[from] holdfast_store::ProbeError),
 
     #[error("there is no repository in {location}")]
     NotARepository { location: String },
@@ -59,6 +62,25 @@ pub enum RepositoryError {
 
     #[error("the repository must keep at least one recipient")]
     NoRecipients,
+
+    #[error("the repositories in {one} and {other} are not of one content")]
+    NotSiblings { one: String, other: String },
+
+    #[error("snapshot {id} refers to `{name}`, which is about to be removed")]
+    Expiring { id: SnapshotId, name: String },
+
+    #[error("the backup of snapshot {id} has taken longer than what it stored is safe from expiry")]
+    TooLate { id: SnapshotId },
+
+    #[error("expiry was begun too long ago to remove anything more")]
+    Slept,
+
+    #[error("expiry cannot tell what may go, because snapshot `{name}` cannot be read")]
+    Unreadable {
+        name: String,
+        #[source]
+        source: Box<RepositoryError>,
+    },
 
     #[error(transparent)]
     Identity(#[from] crate::IdentityError),

@@ -9,11 +9,14 @@
 
 mod changes;
 mod config;
+mod copy;
 mod error;
+mod expiry;
 mod keys;
 mod log;
 mod names;
 mod packs;
+mod pins;
 mod read;
 mod recipients;
 mod repository;
@@ -24,11 +27,14 @@ mod write;
 
 pub use changes::StoredChanges;
 pub use config::RepositoryConfig;
+pub use copy::{Copied, Left, Repaired, copy, repair};
 pub use error::RepositoryError;
+pub use expiry::{Candidate, Doomed, Expired, Fate, GRACE, KeepsLog, LONGEST_BACKUP, Tally, candidates, expire};
 pub use keys::{Identities, IdentityError, NewIdentity, Recipient};
 pub use log::{Coverage, Gap, Lineage, LogObject, LogRange, LogView, Moments};
 pub use names::Names;
 pub use packs::MissingPack;
+pub use pins::Pin;
 pub use read::{Keyring, PackReader};
 pub use repository::Repository;
 pub use snapshots::{SnapshotEntry, StoredSnapshot};

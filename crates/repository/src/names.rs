@@ -1,7 +1,7 @@
 //! What objects are called. `docs/format.md` has the same as a table.
 
 use holdfast_store::ObjectName;
-use holdfast_types::{EpochId, Lsn, PackId, Segment, SnapshotId, Timeline};
+use holdfast_types::{EpochId, Lsn, PackId, RepositoryId, Segment, SnapshotId, Timeline};
 
 use crate::Lineage;
 
@@ -25,6 +25,9 @@ impl Names {
     pub const PARTIAL: &str = "partial";
     pub const CHANGES: &str = "changes";
     pub const UNFINISHED: &str = "unfinished";
+    pub const EXPIRED: &str = "expired";
+    pub const PINS: &str = "pins";
+    pub(crate) const PROBE: &str = "probe";
 
     /// Whether a source may be called so: its name becomes part of the names of its objects.
     pub fn is_source_name(source: &str) -> bool {
@@ -32,6 +35,11 @@ impl Names {
             && source.len() <= 63
             && !source.starts_with(['.', '-'])
             && source.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    }
+
+    /// What is made and deleted to see what a store does.
+    pub(crate) fn probe(id: RepositoryId) -> ObjectName {
+        name(format!("{}/{id}", Self::PROBE))
     }
 
     pub fn config(generation: u32) -> ObjectName {
@@ -76,6 +84,20 @@ impl Names {
     /// Part of a backup that is not done.
     pub fn unfinished(source: &str, id: &SnapshotId, number: u32) -> ObjectName {
         name(format!("{}/{id}/{number:08}", Self::unfinished_of(source)))
+    }
+
+    /// What is to be removed.
+    pub fn expired(generation: u32) -> ObjectName {
+        name(format!("{}/{generation:08}", Self::EXPIRED))
+    }
+
+    pub fn pins_of(source: &str) -> String {
+        format!("{}/{source}", Self::PINS)
+    }
+
+    /// That a snapshot is to be kept.
+    pub fn pin(source: &str, id: &SnapshotId, generation: u32) -> ObjectName {
+        name(format!("{}/{id}/{generation:08}", Self::pins_of(source)))
     }
 
     pub fn timeline_segments(source: &str, lineage: Lineage, timeline: Timeline) -> String {

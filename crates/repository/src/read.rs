@@ -29,6 +29,12 @@ impl Keyring {
         Self { repository, identities, opened: Arc::default() }
     }
 
+    /// The same identities for a repository of the same content.
+    #[must_use]
+    pub fn of(&self, repository: Repository) -> Self {
+        Self { repository, ..self.clone() }
+    }
+
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
@@ -61,6 +67,15 @@ impl Keyring {
             }
         }
         Err(failure)
+    }
+
+    /// Whether a key object is whole, and of its epoch.
+    pub(crate) fn prove_key(&self, epoch: EpochId, name: &ObjectName, sealed: &[u8]) -> Result<(), RepositoryError> {
+        match keys::open_epoch_key(self.repository.id(), epoch, sealed, &self.identities) {
+            Ok(_) => Ok(()),
+            Err(keys::OpenKeyError::NoMatch) => Err(RepositoryError::WrongKey { epoch }),
+            Err(keys::OpenKeyError::Damaged(why)) => Err(RepositoryError::KeyDamaged { name: name.to_string(), why }),
+        }
     }
 
     /// Fetches a whole object and authenticates it as far as its table goes.

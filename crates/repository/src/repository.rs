@@ -1,10 +1,11 @@
 //! Making and opening a repository.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use holdfast_format::FORMAT_VERSION;
-use holdfast_runtime::{Backoff, Cancel, retry};
+use holdfast_runtime::{Backoff, Cancel, Clock, retry};
 use holdfast_store::{Created, Listed, ObjectName, Store, StoreError};
 use holdfast_types::{Micros, PackId, RepositoryId};
 use tokio::task::JoinSet;
@@ -18,13 +19,14 @@ pub struct Repository {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) config: Arc<RepositoryConfig>,
     pub(crate) cancel: Cancel,
+    pub(crate) clock: Clock,
 }
-
-/// Pages of listings: small enough to bound memory, large enough to be few.
-const LIST_PAGE: usize = 10_000;
 
 /// How many objects are looked for at once: a look costs a store nothing but its latency.
 const LOOKS_AT_ONCE: usize = 32;
+
+/// More is told. Nothing is decided by this machine's clock, but people compare what both say.
+const SKEW: Duration = Duration::from_mins(1);
 
 impl Repository {
     /// Makes a repository in an empty store.
@@ -32,6 +34,13 @@ impl Repository {
         if recipients.is_empty() {
             return Err(RepositoryError::NoRecipients);
         }
+        let id = RepositoryId::new(random());
+        Self::make(store, RepositoryConfig { format: FORMAT_VERSION, id, generation: 1, created_at: now, recipients })
+            .await
+    }
+
+    /// Makes a repository of this configuration, if the store is empty and keeps what it has to.
+    pub(crate) async fn make(store: Arc<dyn Store>, config: RepositoryConfig) -> Result<Self, RepositoryError> {
         let location = store.location();
         if let Some(listed) = store.list("", None, 1).await?.first() {
             return Err(if store.list(Names::CONFIG, None, 1).await?.is_empty() {
@@ -41,9 +50,13 @@ impl Repository {
                 RepositoryError::AlreadyARepository { location }
             });
         }
-        let id = RepositoryId::new(random());
-        let config = RepositoryConfig { format: FORMAT_VERSION, id, generation: 1, created_at: now, recipients };
-        let repository = Self { store, config: Arc::new(config), cancel: Cancel::new() };
+        let probed =
+            holdfast_store::probe(&store, &Names::probe(RepositoryId::new(random())), SystemTime::now()).await?;
+        if probed.clock_skew > SKEW {
+            tracing::warn!(skew = ?probed.clock_skew, "the store's clock and this machine's differ");
+        }
+        let (cancel, clock) = (Cancel::new(), Clock::boot());
+        let repository = Self { store, config: Arc::new(config), cancel, clock };
         match repository.write_config(&repository.config).await? {
             Created::New => Ok(repository),
             Created::Exists => Err(RepositoryError::AlreadyARepository { location }),
@@ -53,7 +66,7 @@ impl Repository {
     pub async fn open(store: Arc<dyn Store>) -> Result<Self, RepositoryError> {
         let cancel = Cancel::new();
         let configs =
-            retry(Backoff::SHORT, &cancel, StoreError::is_retryable, || store.list(Names::CONFIG, None, LIST_PAGE));
+            retry(Backoff::SHORT, &cancel, StoreError::is_retryable, || store.list(Names::CONFIG, None, store.page()));
         let location = store.location();
         // Only names that we would give count: anything else in the folder is not ours.
         let generation = |name: &ObjectName| {
@@ -74,7 +87,7 @@ impl Repository {
             ConfigError::Newer { found } => RepositoryError::NewerFormat { location, found, known: FORMAT_VERSION },
             error => RepositoryError::content(&name, error),
         })?;
-        Ok(Self { store, config: Arc::new(config), cancel })
+        Ok(Self { store, config: Arc::new(config), cancel, clock: Clock::boot() })
     }
 
     /// The same repository with its newest configuration.
@@ -86,6 +99,13 @@ impl Repository {
     #[must_use]
     pub fn with_cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = cancel;
+        self
+    }
+
+    /// Writers measure by another clock how long they take. For simulated time.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -123,8 +143,17 @@ impl Repository {
     }
 
     pub(crate) async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, RepositoryError> {
-        let create = || self.store.create(name, bytes.clone());
-        Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, create).await?)
+        let mut tries = 0;
+        let create = || {
+            tries += 1;
+            self.store.create(name, bytes.clone())
+        };
+        let created = retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, create).await?;
+        // A request whose answer was lost may have made it all the same.
+        if created == Created::Exists && tries > 1 && self.read(name).await? == bytes {
+            return Ok(Created::New);
+        }
+        Ok(created)
     }
 
     pub(crate) async fn read(&self, name: &ObjectName) -> Result<Bytes, RepositoryError> {
@@ -176,19 +205,32 @@ impl Repository {
         Ok(())
     }
 
-    /// Everything under a folder, in the order of names.
-    pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Listed>, RepositoryError> {
-        let mut all: Vec<Listed> = Vec::new();
+    pub(crate) async fn delete(&self, name: &ObjectName) -> Result<(), RepositoryError> {
+        let delete = || self.store.delete(name);
+        Ok(retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, delete).await?)
+    }
+
+    /// Everything under a folder, in the order of names, without having all of it in memory.
+    pub(crate) async fn each(&self, folder: &str, mut sink: impl FnMut(Listed)) -> Result<(), RepositoryError> {
+        let mut after: Option<ObjectName> = None;
+        let size = self.store.page();
         loop {
-            let after = all.last().map(|listed| listed.name.clone());
-            let list = || self.store.list(folder, after.as_ref(), LIST_PAGE);
+            let list = || self.store.list(folder, after.as_ref(), size);
             let page = retry(Backoff::SHORT, &self.cancel, StoreError::is_retryable, list).await?;
-            let is_last = page.len() < LIST_PAGE;
-            all.extend(page);
+            let is_last = page.len() < size;
+            after = page.last().map(|listed| listed.name.clone());
+            page.into_iter().for_each(&mut sink);
             if is_last {
-                return Ok(all);
+                return Ok(());
             }
         }
+    }
+
+    /// Everything under a folder, in the order of names.
+    pub(crate) async fn list(&self, folder: &str) -> Result<Vec<Listed>, RepositoryError> {
+        let mut all = Vec::new();
+        self.each(folder, |listed| all.push(listed)).await?;
+        Ok(all)
     }
 
     pub(crate) async fn has_any(&self, folder: String) -> Result<bool, RepositoryError> {

@@ -1,5 +1,7 @@
 //! Which snapshots there are.
 
+use std::time::SystemTime;
+
 use holdfast_format::ObjectKind;
 use holdfast_format::codec::Decompressor;
 use holdfast_format::manifest::{Manifest, Summary};
@@ -13,6 +15,8 @@ use crate::{Keyring, Names, Repository, RepositoryError};
 #[derive(Debug)]
 pub struct SnapshotEntry {
     pub name: ObjectName,
+    /// When its manifest was made, by the store's clock.
+    pub stored_at: SystemTime,
     /// An error where the manifest is damaged: it must show in lists, not vanish from them.
     pub summary: Result<Summary, RepositoryError>,
 }
@@ -46,7 +50,7 @@ impl Repository {
                     Err(RepositoryError::content(&listed.name, "it describes another snapshot than its name"))
                 }
             });
-            entries.push(SnapshotEntry { name: listed.name, summary });
+            entries.push(SnapshotEntry { name: listed.name, stored_at: listed.modified, summary });
         }
         // Names tell the second only. What cannot be read stays where its name puts it.
         entries.sort_by_cached_key(|entry| {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::{Keyring, Lineage, LogObject, LogRange, LogView, Names, RepositoryError};
+use crate::{KeepsLog, Keyring, Lineage, LogObject, LogRange, LogView, Names, RepositoryError};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -81,6 +81,8 @@ pub struct VerifyOptions {
     pub parallel: usize,
     /// Looks into the log itself, which the repository keeps without understanding it.
     pub inspect_log: Option<InspectLog>,
+    /// What log the promises need: what is missing of other log has expired. `None`: all of it.
+    pub keeps_log: Option<KeepsLog>,
 }
 
 /// Says what is wrong with the plain bytes of a log object.
@@ -337,7 +339,7 @@ async fn check_log(
     for lineage in lineages {
         let view = repository.log(source, lineage).await?;
         let damaged = read_all_log(keyring, &view, options, progress, report).await?;
-        check_reach(&view, snapshots, &damaged, report);
+        check_reach(&view, snapshots, &damaged, options.keeps_log.as_ref(), report);
         check_partials(keyring, source, lineage, report).await?;
         check_changes(keyring, source, lineage, &view, report).await?;
         for timeline in &view.histories {
@@ -445,10 +447,20 @@ async fn read_all_log(
     Ok(damaged)
 }
 
-fn check_reach(view: &LogView, snapshots: &[Summary], damaged: &BTreeSet<ObjectName>, report: &mut VerifyReport) {
+fn check_reach(
+    view: &LogView,
+    snapshots: &[Summary],
+    damaged: &BTreeSet<ObjectName>,
+    keeps_log: Option<&KeepsLog>,
+    report: &mut VerifyReport,
+) {
     for timeline in view.timelines() {
         for gap in view.coverage(timeline).gaps() {
             let what = format!("log of {} timeline {timeline} from {} to {}", view.source, gap.start, gap.end);
+            if keeps_log.is_some_and(|keeps| !keeps.says(&view.source, view.lineage, timeline, gap)) {
+                report.note(what, "this stretch of log has gone, and no promise needs it");
+                continue;
+            }
             let affects = vec![format!("recovery past {} from snapshots before it", gap.start)];
             report.error(what, "this stretch of log is missing", affects);
         }

@@ -1,5 +1,7 @@
 //! Writing: an epoch's key, packs, maps, manifests, log.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use holdfast_format::codec::Compressor;
 use holdfast_format::manifest::Manifest;
@@ -10,6 +12,7 @@ use holdfast_format::{EpochKey, ObjectKind};
 use holdfast_store::{Created, ObjectName};
 use holdfast_types::{EpochId, PackId};
 
+use crate::expiry::{LONGEST_BACKUP, LOOK_LASTS};
 use crate::{Names, Repository, RepositoryError, keys};
 
 /// Bytes from the operating system's random source.
@@ -27,6 +30,7 @@ pub fn random<const N: usize>() -> [u8; N] {
 pub struct Epoch {
     repository: Repository,
     key: EpochKey,
+    began: Duration,
 }
 
 impl Repository {
@@ -36,7 +40,7 @@ impl Repository {
         let sealed = keys::seal_epoch_key(self.id(), &key, &self.config().recipients)?;
         let name = Names::key(key.id, 1);
         match self.create(&name, Bytes::from(sealed)).await? {
-            Created::New => Ok(Epoch { repository: self.clone(), key }),
+            Created::New => Ok(Epoch { repository: self.clone(), key, began: self.clock.now() }),
             Created::Exists => Err(RepositoryError::Conflict { name: name.to_string() }),
         }
     }
@@ -47,6 +51,40 @@ impl Repository {
 pub struct SealedLog {
     pub name: ObjectName,
     pub bytes: Bytes,
+}
+
+impl Repository {
+    /// Makes a snapshot exist, if nothing that it refers to is about to be removed. `since`: when the first of that was stored, or
+    /// found here.
+    pub(crate) async fn publish(
+        &self,
+        manifest: &Manifest,
+        sealed: Bytes,
+        since: Duration,
+    ) -> Result<Created, RepositoryError> {
+        let summary = &manifest.summary;
+        let name = Names::snapshot(&summary.source, &summary.id);
+        let looked = self.clock.now();
+        if looked.saturating_sub(since) > LONGEST_BACKUP {
+            return Err(RepositoryError::TooLate { id: summary.id.clone() });
+        }
+        self.refuse_doomed(manifest).await?;
+        if self.create(&name, sealed).await? == Created::Exists {
+            return Ok(Created::Exists);
+        }
+        if self.clock.now().saturating_sub(looked) > LOOK_LASTS {
+            // The machine slept between the two. What was named since may have gone before the manifest was there.
+            let sound = async {
+                self.refuse_doomed(manifest).await?;
+                self.require(manifest).await
+            };
+            if let Err(error) = sound.await {
+                self.delete(&name).await?;
+                return Err(error);
+            }
+        }
+        Ok(Created::New)
+    }
 }
 
 impl Epoch {
@@ -96,7 +134,7 @@ impl Epoch {
         Ok((sealed.id, len))
     }
 
-    /// Makes the snapshot exist.
+    /// Makes the snapshot exist, if nothing that it refers to is about to be removed.
     pub async fn commit(&self, manifest: &Manifest) -> Result<(), RepositoryError> {
         let summary = &manifest.summary;
         let name = Names::snapshot(&summary.source, &summary.id);
@@ -109,7 +147,8 @@ impl Epoch {
         for part in plain.chunks(1 << 20) {
             writer.push(part, &mut compressor);
         }
-        match self.repository.create(&name, Bytes::from(writer.finish(&public).bytes)).await? {
+        let sealed = Bytes::from(writer.finish(&public).bytes);
+        match self.repository.publish(manifest, sealed, self.began).await? {
             Created::New => Ok(()),
             Created::Exists => Err(RepositoryError::Conflict { name: name.to_string() }),
         }

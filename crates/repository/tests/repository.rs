@@ -14,7 +14,7 @@ use holdfast_format::map::{Entry, EntryKind, FrameRef, Map, PackRef, Run, RunSou
 use holdfast_format::wal::{LogIndex, LogSummary, digest};
 use holdfast_repository::{
     Epoch, Identities, Keyring, Lineage, LogRange, Names, NewIdentity, Repository, RepositoryError, SealedLog,
-    VerifyOptions, VerifyReport, verify,
+    VerifyOptions, VerifyReport, copy, repair, verify,
 };
 use holdfast_runtime::Progress;
 use holdfast_store::{Created, Directory};
@@ -135,7 +135,7 @@ impl Fixture {
     }
 
     async fn verify(&self) -> VerifyReport {
-        let options = VerifyOptions { source: None, parallel: 4, inspect_log: None };
+        let options = VerifyOptions { source: None, parallel: 4, inspect_log: None, keeps_log: None };
         verify(&keyring(&self.repository, &self.identity), &options, &Progress::new()).await.unwrap()
     }
 
@@ -227,7 +227,7 @@ async fn a_key_that_is_opened_by_nobody_is_damage_where_others_are_opened() {
     let first = fixture.objects("keys").remove(0);
     let sound = fs::read(&first).unwrap();
     harm(&first);
-    let options = VerifyOptions { source: None, parallel: 4, inspect_log: None };
+    let options = VerifyOptions { source: None, parallel: 4, inspect_log: None, keeps_log: None };
     let keys = keyring(&fixture.repository, &fixture.identity);
     let refused = verify(&keys, &options, &Progress::new()).await.unwrap_err();
     assert!(matches!(refused, RepositoryError::WrongKey { .. }), "the only one: {refused:?}");
@@ -321,4 +321,70 @@ async fn places_without_a_repository_and_newer_ones_are_refused() {
     let store = Arc::new(Directory::new(folder.path()));
     let refused = Repository::init(store, recipients, Micros::new(1)).await.unwrap_err();
     assert!(matches!(refused, RepositoryError::NotEmpty { .. }), "{refused:?}");
+}
+
+/// Names below a folder, with what they hold.
+fn tree(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().is_some_and(|name| name != ".tmp") {
+            collect(&path, &mut found);
+        }
+    }
+    found.into_iter().map(|path| (path.strip_prefix(folder).unwrap().to_owned(), fs::read(&path).unwrap())).collect()
+}
+
+#[tokio::test]
+async fn whatever_is_damaged_is_taken_from_a_copy() {
+    let fixture = Fixture::new().await;
+    let folder = tempfile::tempdir().unwrap();
+    let sibling = Repository::init_like(Arc::new(Directory::new(folder.path())), &fixture.repository).await.unwrap();
+    let (here, there) = (keyring(&sibling, &fixture.identity), keyring(&fixture.repository, &fixture.identity));
+    let copied = copy(&there, &sibling, None, &Progress::new()).await.unwrap();
+    assert_eq!((copied.snapshots, copied.left.len()), (1, 0), "{copied:?}");
+    let whole = tree(fixture.folder.path());
+    assert!(tree(folder.path()) == whole, "a copy has the same objects, byte for byte");
+    let again = copy(&there, &sibling, None, &Progress::new()).await.unwrap();
+    assert_eq!((again.snapshots, again.objects), (0, 0), "{again:?}");
+
+    for class in ["keys", "packs", "maps", "snapshots", "wal", "pieces", "history"] {
+        let path = whole.keys().find(|path| path.starts_with(class)).unwrap_or_else(|| panic!("no object of {class}"));
+        let (file, bytes) = (folder.path().join(path), &whole[path]);
+        let (mut flipped, short) = (bytes.clone(), bytes[..bytes.len() / 2].to_vec());
+        flipped[bytes.len() * 2 / 3] ^= 0x10;
+        // Of another name, as if two had been swapped.
+        let other = whole.iter().find(|(name, content)| *name != path && content != &bytes).unwrap().1.clone();
+        for (how, damaged) in
+            [("flipped", Some(flipped)), ("cut", Some(short)), ("gone", None), ("swapped", Some(other))]
+        {
+            match &damaged {
+                Some(damaged) => {
+                    fs::remove_file(&file).unwrap();
+                    fs::write(&file, damaged).unwrap();
+                }
+                None => fs::remove_file(&file).unwrap(),
+            }
+            let planned = repair(&here, &there, true, &Progress::new()).await.unwrap();
+            assert_eq!(planned.replaced.len(), usize::from(damaged.is_some()), "{class} {how}: {planned:?}");
+            let repaired = repair(&here, &there, false, &Progress::new()).await.unwrap();
+            assert!(repaired.left.is_empty() && repaired.brought.left.is_empty(), "{class} {how}: {repaired:?}");
+            assert!(tree(folder.path()) == whole, "{class} {how}");
+        }
+    }
+    // What both have lost is said.
+    let pack = whole.keys().find(|path| path.starts_with("packs")).unwrap();
+    for root in [folder.path(), fixture.folder.path()] {
+        fs::write(root.join(pack), b"nothing").unwrap();
+    }
+    let repaired = repair(&here, &there, false, &Progress::new()).await.unwrap();
+    assert_eq!(repaired.left.len(), 1, "{repaired:?}");
+    let stranger = tempfile::tempdir().unwrap();
+    let stranger = Repository::init(
+        Arc::new(Directory::new(stranger.path())),
+        vec![fixture.identity.recipient.clone()],
+        Micros::new(1),
+    );
+    let error = copy(&there, &stranger.await.unwrap(), None, &Progress::new()).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::NotSiblings { .. }), "{error:?}");
 }

@@ -1,22 +1,21 @@
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Args;
 use holdfast_repository::{NewIdentity, Recipient, Repository};
-use holdfast_store::Directory;
 
-use crate::config::RepositorySettings;
+use crate::config::{Location, RepositorySettings};
 use crate::context::{self, Context};
 use crate::exit::Exit;
 use crate::failure::{CommandError, Doing as _, Failure};
 use crate::table::Lines as _;
-use crate::{passphrase, time};
+use crate::{passphrase, place, time};
 
 const EXAMPLES: &str = "\
 Examples:
   holdfast init --new-identity /root/holdfast-identity.txt
   holdfast init main --new-identity /root/holdfast-identity.age --passphrase
-  holdfast init main --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
+  holdfast init main --recipient age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p
+  holdfast init offsite --like main";
 
 /// Makes a repository.
 ///
@@ -42,11 +41,23 @@ pub(crate) struct Options {
     /// Protect the new identity with a passphrase, from `identity_passphrase_file` or the terminal.
     #[arg(long, requires = "new_identity")]
     passphrase: bool,
+
+    /// Make it of the same identity as this one, so that each can hold what the other holds; `holdfast copy` fills it.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["recipients", "new_identity"])]
+    like: Option<String>,
 }
 
 pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let config = context.config()?;
     let settings = config.repository(options.repository.as_deref())?;
+    if let Some(like) = &options.like {
+        let other = context.unpinned(config.repository(Some(like))?).await?;
+        make_directory(settings)?;
+        let repository = Repository::init_like(place::open(settings)?, &other)
+            .await
+            .doing(|| format!("could not make the repository `{}` like `{like}`", settings.name))?;
+        return report(context, settings, &repository, None);
+    }
     let mut recipients = options.recipients;
     if recipients.is_empty() && options.new_identity.is_none() {
         recipients = settings.recipients.clone().ok_or_else(no_recipients)?;
@@ -71,13 +82,29 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
             return Err(error);
         }
     };
+    report(context, settings, &repository, options.new_identity.as_deref())?;
+    if let Some((path, _)) = &identity {
+        context.output.note(&format!(
+            "The identity in {} is the only thing that opens this repository. Keep a copy of it elsewhere, now.",
+            path.display()
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+fn report(
+    context: &Context,
+    settings: &RepositorySettings,
+    repository: &Repository,
+    identity_file: Option<&Path>,
+) -> Result<Exit, Failure> {
     let recipients = &repository.config().recipients;
     let json = serde_json::json!({
         "repository": settings.name,
         "location": repository.location(),
         "id": repository.id(),
         "recipients": recipients,
-        "identity_file": options.new_identity,
+        "identity_file": identity_file,
     });
     context.output.result(&json, || {
         let mut text = format!("made repository {} in {}\n", repository.id(), repository.location());
@@ -86,12 +113,6 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         }
         text
     })?;
-    if let Some((path, _)) = &identity {
-        context.output.note(&format!(
-            "The identity in {} is the only thing that opens this repository. Keep a copy of it elsewhere, now.",
-            path.display()
-        ));
-    }
     Ok(Exit::Done)
 }
 
@@ -112,10 +133,15 @@ fn new_identity(settings: &RepositorySettings, protect: bool) -> Result<NewIdent
 }
 
 async fn make(settings: &RepositorySettings, recipients: Vec<Recipient>) -> Result<Repository, Failure> {
-    let path: &Path = &settings.path;
-    std::fs::create_dir_all(path).map_err(CommandError::file("make", path))?;
-    let store = Arc::new(Directory::new(path));
-    Repository::init(store, recipients, time::now())
+    make_directory(settings)?;
+    Repository::init(place::open(settings)?, recipients, time::now())
         .await
         .doing(|| format!("could not make the repository `{}`", settings.name))
+}
+
+fn make_directory(settings: &RepositorySettings) -> Result<(), Failure> {
+    if let Location::Directory(path) = &settings.location {
+        std::fs::create_dir_all(path).map_err(CommandError::file("make", path))?;
+    }
+    Ok(())
 }

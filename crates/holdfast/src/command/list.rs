@@ -116,7 +116,7 @@ async fn list(
         replay_text: None,
         summaries: Vec::new(),
     };
-    for SnapshotEntry { name, summary } in entries {
+    for SnapshotEntry { name, stored_at: _, summary } in entries {
         match summary {
             Ok(summary) => {
                 listing.snapshots.push(summary_json(&summary));

@@ -45,6 +45,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         source,
         parallel: parallel.unwrap_or_else(default_parallel),
         inspect_log: Some(holdfast_recovery::inspect_log),
+        keeps_log: None,
     };
     let mut results = Vec::new();
     for settings in repositories {
@@ -60,6 +61,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         };
         let progress = Progress::new();
         let shown = context.show(&progress);
+        let keeps_log = super::expire::keeps_log(&config, settings, &keyring).await;
+        let options = VerifyOptions { keeps_log, ..options.clone() };
         let report = verify(&keyring, &options, &progress).await;
         drop(shown);
         let report = report.doing(|| format!("could not verify the repository `{}`", settings.name))?;

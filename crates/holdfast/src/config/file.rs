@@ -20,7 +20,15 @@ pub(super) struct ConfigToml {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RepositoryToml {
-    pub(super) path: Spanned<String>,
+    pub(super) path: Value<String>,
+    pub(super) url: Value<String>,
+    pub(super) endpoint: Value<String>,
+    pub(super) region: Value<String>,
+    pub(super) path_style: Value<bool>,
+    pub(super) ca_file: Value<String>,
+    pub(super) credentials_file: Value<String>,
+    pub(super) ssh_key_file: Value<String>,
+    pub(super) known_hosts_file: Value<String>,
     pub(super) identity_file: Value<String>,
     pub(super) identity_passphrase_file: Value<String>,
     pub(super) recipients: Option<Vec<Spanned<String>>>,
@@ -38,6 +46,7 @@ pub(super) struct SourceToml {
     pub(super) backup: BackupToml,
     #[serde(default)]
     pub(super) wal: WalToml,
+    pub(super) retention: Option<RetentionToml>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,6 +66,19 @@ pub(super) struct BackupToml {
     pub(super) checkpoint: Value<String>,
     pub(super) replay_target: Value<String>,
     pub(super) replay_rate: Value<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RetentionToml {
+    pub(super) last: Value<i64>,
+    pub(super) within: Value<String>,
+    pub(super) daily: Value<i64>,
+    pub(super) weekly: Value<i64>,
+    pub(super) monthly: Value<i64>,
+    pub(super) yearly: Value<i64>,
+    pub(super) window: Value<String>,
+    pub(super) time_zone: Value<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

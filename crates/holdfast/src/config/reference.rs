@@ -18,9 +18,10 @@ pub(crate) const REPOSITORY: &str = "repository.NAME";
 pub(crate) const SOURCE: &str = "source.NAME";
 pub(crate) const BACKUP: &str = "source.NAME.backup";
 pub(crate) const WAL: &str = "source.NAME.wal";
+pub(crate) const RETENTION: &str = "source.NAME.retention";
 
 /// The tables in the order of the reference, each with what it is for.
-const TABLES: [(&str, &str); 4] = [
+const TABLES: [(&str, &str); 5] = [
     (REPOSITORY, "Where backups are kept, and who can read them. NAME is yours to choose."),
     (
         SOURCE,
@@ -30,16 +31,91 @@ const TABLES: [(&str, &str); 4] = [
     ),
     (BACKUP, "How `holdfast backup` works. Its options on the command line come first."),
     (WAL, "How `holdfast wal receive` works."),
+    (
+        RETENTION,
+        "What `holdfast expire` keeps. Rules add up: a snapshot goes when none keeps it. Without this table nothing goes.",
+    ),
 ];
 
-pub(crate) const SETTINGS: [Setting; 25] = [
+pub(crate) const SETTINGS: [Setting; 41] = [
     Setting {
         table: REPOSITORY,
         key: "path",
         kind: "absolute path",
-        default: "required",
+        default: "none: this or `url` is needed",
         text: "The directory of the repository.",
         example: "\"/var/lib/holdfast\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "url",
+        kind: "SERVICE://BUCKET/PREFIX, or sftp://USER@HOST:PORT/PATH",
+        default: "none: this or `path` is needed",
+        text: "The repository's place in an object store. SERVICE is `s3` (and whatever speaks its protocol), `azblob` \
+               (Azure Blob; BUCKET is the container), `gcs`, `oss` (Aliyun) or `cos` (Tencent). The bucket has to be \
+               there, and the store has to support creation on condition that there is no such object. With `sftp`: a directory \
+               of another machine that runs OpenSSH's server; `ssh` connects, so that its configuration holds.",
+        example: "\"s3://backups/chat\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "endpoint",
+        kind: "URL",
+        default: "where the provider has the service",
+        text: "Where the object store is.",
+        example: "\"https://s3.example.org:9000\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "region",
+        kind: "name of a region",
+        default: "`us-east-1`",
+        text: "The region of an S3 bucket.",
+        example: "\"eu-central-1\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "path_style",
+        kind: "true or false",
+        default: "true if there is an `endpoint`",
+        text: "Whether requests name an S3 bucket in the path, and not in the host's name.",
+        example: "true",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "ca_file",
+        kind: "absolute path",
+        default: "none",
+        text: "Certificates (PEM) that are trusted besides those of the system. There is no way to trust any.",
+        example: "\"/etc/holdfast/ca.pem\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "credentials_file",
+        kind: "absolute path",
+        default: "the provider's environment variables, files and instance identity",
+        text: "A TOML file of its own for what is secret, which others must not be able to read. Keys for s3: \
+               `access_key_id`, `secret_access_key`, `session_token`, `role_arn`, `external_id`, `profile`; azblob: \
+               `account_name`, `account_key`, `sas_token`; gcs: `credential`, `credential_path`, `service_account`; \
+               oss: `access_key_id`, `access_key_secret`, `security_token`, `role_arn`, `external_id`; cos: \
+               `secret_id`, `secret_key`, `security_token`.",
+        example: "\"/etc/holdfast/s3.toml\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "ssh_key_file",
+        kind: "absolute path",
+        default: "what `ssh` uses for the host",
+        text: "The private key for sftp://. It must need no passphrase, or be held by an agent.",
+        example: "\"/etc/holdfast/ssh_key\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "known_hosts_file",
+        kind: "absolute path",
+        default: "what `ssh` uses",
+        text: "The keys of hosts for sftp://. A host that is not in it is never trusted.",
+        example: "\"/etc/holdfast/known_hosts\"",
     },
     Setting {
         table: REPOSITORY,
@@ -254,6 +330,70 @@ pub(crate) const SETTINGS: [Setting; 25] = [
                slot's name: then a commit returns only when its log is in the repository.",
         example: "false",
     },
+    Setting {
+        table: RETENTION,
+        key: "last",
+        kind: "number of snapshots",
+        default: "0",
+        text: "The newest ones are kept.",
+        example: "3",
+    },
+    Setting {
+        table: RETENTION,
+        key: "within",
+        kind: "length of time, in hours, days or weeks",
+        default: "no rule",
+        text: "All that are younger are kept.",
+        example: "\"48h\"",
+    },
+    Setting {
+        table: RETENTION,
+        key: "daily",
+        kind: "number of days",
+        default: "0",
+        text: "The newest of each of so many days that have any is kept.",
+        example: "7",
+    },
+    Setting {
+        table: RETENTION,
+        key: "weekly",
+        kind: "number of weeks",
+        default: "0",
+        text: "The same of weeks, which begin on Monday.",
+        example: "4",
+    },
+    Setting {
+        table: RETENTION,
+        key: "monthly",
+        kind: "number of months",
+        default: "0",
+        text: "The same of months.",
+        example: "12",
+    },
+    Setting {
+        table: RETENTION,
+        key: "yearly",
+        kind: "number of years",
+        default: "0",
+        text: "The same of years.",
+        example: "3",
+    },
+    Setting {
+        table: RETENTION,
+        key: "window",
+        kind: "length of time, in hours, days or weeks",
+        default: "no rule: the log since the newest snapshot is kept, and what each kept one needs",
+        text: "Any moment of this last time can be recovered: the snapshots and the log for that are kept.",
+        example: "\"14d\"",
+    },
+    Setting {
+        table: RETENTION,
+        key: "time_zone",
+        kind: "name in the IANA database",
+        default: "UTC",
+        text: "Where days, weeks, months and years begin.",
+        example: "\"Europe/Berlin\"",
+    },
 ];
 
 /// `docs/configuration.md`.
@@ -279,6 +419,10 @@ pub(crate) fn markdown() -> String {
     text
 }
 
+/// Keys that exclude `path`: commented out in the example.
+const ELSEWHERE: [&str; 8] =
+    ["url", "endpoint", "region", "path_style", "ca_file", "credentials_file", "ssh_key_file", "known_hosts_file"];
+
 /// A file that has every key once.
 pub(crate) fn example() -> String {
     let mut text = String::new();
@@ -290,7 +434,8 @@ pub(crate) fn example() -> String {
             setting.table.replace("repository.NAME", "repository.main").replace("source.NAME", "source.chat") == table
         };
         for Setting { key, example, .. } in SETTINGS.iter().filter(is_here) {
-            text.line(format_args!("{key} = {example}"));
+            let hash = if ELSEWHERE.contains(key) { "# " } else { "" };
+            text.line(format_args!("{hash}{key} = {example}"));
         }
     }
     text

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 
+use jiff::SignedDuration;
 use proptest::prelude::*;
 
 use super::reference::SETTINGS;
@@ -31,6 +32,9 @@ fn the_reference_example_is_valid_and_sets_everything() {
     assert!(source.backup.windows.is_some());
     assert_eq!(source.wal.interval, Duration::from_millis(250));
     assert_eq!(source.backup.connection.as_ref().and_then(ConnInfo::user), Some("holdfast"));
+    let retention = source.retention.as_ref().unwrap();
+    assert_eq!((retention.rules.last, retention.rules.daily), (3, 7));
+    assert_eq!(retention.rules.window, Some(SignedDuration::from_hours(14 * 24)));
     let bound = ReplayBound { target: Duration::from_secs(30), rate: ByteSize::mib(64) };
     assert_eq!(source.backup.replay_bound(), Some(bound));
     let repository = config.repository_of("chat").unwrap();
@@ -58,10 +62,10 @@ fn keys_of(table: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_key_is_in_the_reference_and_every_table_refuses_others() {
-    for table in [reference::REPOSITORY, reference::SOURCE, reference::BACKUP, reference::WAL] {
+    for table in [reference::REPOSITORY, reference::SOURCE, reference::BACKUP, reference::WAL, reference::RETENTION] {
         let mut known = keys_of(table);
         if table == reference::SOURCE {
-            assert!(known.remove("backup") && known.remove("wal"));
+            assert!(known.remove("backup") && known.remove("wal") && known.remove("retention"));
         }
         let documented: BTreeSet<_> =
             SETTINGS.iter().filter(|setting| setting.table == table).map(|setting| setting.key.to_owned()).collect();

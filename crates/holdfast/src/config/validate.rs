@@ -8,17 +8,22 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use holdfast_backup::{Impact, LatencyLimit, Limit, Window, Windows};
+use holdfast_policy::Retention;
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
 use holdfast_runtime::IoClass;
+use holdfast_store::{Address, Service, SftpPlace};
 use holdfast_types::ByteSize;
+use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use toml::Spanned;
 
 use super::error::Problem;
-use super::file::{BackupToml, ConfigToml, RepositoryToml, SourceToml, WalToml};
-use super::{BackupSettings, RepositorySettings, Source, WalSettings, suggest};
+use super::file::{BackupToml, ConfigToml, RepositoryToml, RetentionToml, SourceToml, Value, WalToml};
+use super::{
+    BackupSettings, BucketSettings, Location, RepositorySettings, RetentionSettings, Source, WalSettings, suggest,
+};
 
 type Repositories = BTreeMap<String, RepositorySettings>;
 type Sources = BTreeMap<String, Source>;
@@ -27,7 +32,7 @@ pub(super) fn validate(file: ConfigToml) -> Result<(Repositories, Sources), Prob
     let ConfigToml { repository, source } = file;
     let mut repositories = Repositories::new();
     for (name, table) in repository {
-        repositories.insert(name.get_ref().clone(), check_repository(name.into_inner(), table)?);
+        repositories.insert(name.get_ref().clone(), check_repository(name, table)?);
     }
     let mut sources = Sources::new();
     for (name, table) in source {
@@ -36,24 +41,85 @@ pub(super) fn validate(file: ConfigToml) -> Result<(Repositories, Sources), Prob
     Ok((repositories, sources))
 }
 
-fn check_repository(name: String, table: RepositoryToml) -> Result<RepositorySettings, Problem> {
-    let RepositoryToml { path, identity_file, identity_passphrase_file, recipients } = table;
+fn check_repository(name: Spanned<String>, table: RepositoryToml) -> Result<RepositorySettings, Problem> {
+    let location = check_location(&name, &table)?;
+    let RepositoryToml { identity_file, identity_passphrase_file, recipients, .. } = table;
     let recipients = recipients.map(|all| all.iter().map(parse::<Recipient>).collect()).transpose()?;
     Ok(RepositorySettings {
-        name,
-        path: absolute(&path)?,
+        name: name.into_inner(),
+        location,
         identity_file: identity_file.as_ref().map(absolute).transpose()?,
         identity_passphrase_file: identity_passphrase_file.as_ref().map(absolute).transpose()?,
         recipients,
     })
 }
 
+fn check_location(name: &Spanned<String>, table: &RepositoryToml) -> Result<Location, Problem> {
+    let RepositoryToml { path, url, endpoint, region, path_style, ca_file, credentials_file, .. } = table;
+    let RepositoryToml { ssh_key_file, known_hosts_file, .. } = table;
+    let of_ssh = [ssh_key_file, known_hosts_file].into_iter().flatten().map(Spanned::span);
+    let text = |value: &Value<String>| value.as_ref().map(|value| value.get_ref().clone());
+    match (path, url) {
+        (None, None) => Err(Problem::new(name.span(), "it has neither a `path` nor a `url`")
+            .with_hint("Write `path = \"/var/lib/holdfast\"`, or `url = \"s3://bucket/prefix\"`.")),
+        (Some(_), Some(url)) => Err(Problem::new(url.span(), "it has a `path` already")
+            .with_hint("A repository is in a directory or in a bucket; make two of them for two places.")),
+        (Some(path), None) => {
+            let of_buckets = [endpoint, region, ca_file, credentials_file].into_iter().flatten().map(Spanned::span);
+            match of_buckets.chain(path_style.as_ref().map(Spanned::span)).chain(of_ssh).next() {
+                Some(span) => Err(Problem::new(span, "this is for a repository with a `url`")),
+                None => Ok(Location::Directory(absolute(path)?)),
+            }
+        }
+        (None, Some(url)) if url.get_ref().starts_with("sftp://") => {
+            let of_buckets = [endpoint, region, ca_file, credentials_file].into_iter().flatten().map(Spanned::span);
+            if let Some(span) = of_buckets.chain(path_style.as_ref().map(Spanned::span)).next() {
+                return Err(Problem::new(span, "this is for a bucket"));
+            }
+            let place = SftpPlace::parse(url.get_ref()).ok_or_else(|| {
+                Problem::new(url.span(), "expected an address as in `sftp://user@host:22/srv/holdfast`")
+            })?;
+            Ok(Location::Sftp(SftpPlace {
+                key_file: ssh_key_file.as_ref().map(absolute).transpose()?,
+                known_hosts_file: known_hosts_file.as_ref().map(absolute).transpose()?,
+                ..place
+            }))
+        }
+        (None, Some(url)) => {
+            if let Some(span) = of_ssh.into_iter().next() {
+                return Err(Problem::new(span, "this is for sftp:// only"));
+            }
+            let address = parse::<Address>(url)?;
+            if let Some(path_style) = path_style
+                && address.service != Service::S3
+            {
+                return Err(Problem::new(path_style.span(), "this is for s3:// only"));
+            }
+            if let Some(endpoint) = endpoint
+                && !["http://", "https://"].iter().any(|scheme| endpoint.get_ref().starts_with(scheme))
+            {
+                return Err(Problem::new(endpoint.span(), "an endpoint begins with `https://` or `http://`"));
+            }
+            Ok(Location::Bucket(BucketSettings {
+                address,
+                endpoint: text(endpoint),
+                region: text(region),
+                // Servers of one's own seldom have a name for each bucket.
+                path_style: path_style.as_ref().map_or(endpoint.is_some(), |value| *value.get_ref()),
+                ca_file: ca_file.as_ref().map(absolute).transpose()?,
+                credentials_file: credentials_file.as_ref().map(absolute).transpose()?,
+            }))
+        }
+    }
+}
+
 fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Repositories) -> Result<Source, Problem> {
-    let SourceToml { connection, repository, data_directory, slot, spool, backup, wal } = table;
+    let SourceToml { connection, repository, data_directory, slot, spool, backup, wal, retention } = table;
     if !Names::is_source_name(name.get_ref()) {
         return Err(Problem::new(name.span(), format!("`{}` cannot be the name of a source", name.get_ref()))
             .with_hint("Use 1 to 63 letters, digits, `.`, `-` and `_`, not beginning with `.` or `-`."));
     }
+    let retention = retention.map(|table| check_retention(&name, &table)).transpose()?;
     let repository = match repository {
         Some(chosen) if repositories.contains_key(chosen.get_ref()) => chosen.into_inner(),
         Some(chosen) => {
@@ -79,6 +145,60 @@ fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Reposit
         spool: spool.as_ref().map(absolute).transpose()?,
         backup: check_backup(&backup)?,
         wal: check_wal(&wal)?,
+        retention,
+    })
+}
+
+fn check_retention(source: &Spanned<String>, table: &RetentionToml) -> Result<RetentionSettings, Problem> {
+    let RetentionToml { last, within, daily, weekly, monthly, yearly, window, time_zone } = table;
+    let count = |value: &Value<i64>| Ok(number(value.as_ref(), 0..=100_000)?.map_or(0, |count| count as u32));
+    let time = |value: &Value<String>| value.as_ref().map(long_time).transpose();
+    let rules = Retention {
+        last: count(last)?,
+        within: time(within)?,
+        daily: count(daily)?,
+        weekly: count(weekly)?,
+        monthly: count(monthly)?,
+        yearly: count(yearly)?,
+        window: time(window)?,
+        minimum: 0,
+    };
+    rules.check().map_err(|error| {
+        Problem::new(source.span(), format!("[source.{}.retention]: {error}", source.get_ref()))
+            .with_hint("Write what is to be kept, as in `last = 3` and `daily = 7`; without the table everything is.")
+    })?;
+    let zone = match time_zone {
+        Some(name) => zone_named(name)?,
+        // What a day is must not depend on the host that decides.
+        None => TimeZone::UTC,
+    };
+    Ok(RetentionSettings { rules, zone })
+}
+
+/// `36h`, `30d`, `12w`.
+fn long_time(value: &Spanned<String>) -> Result<SignedDuration, Problem> {
+    let text = value.get_ref();
+    let parsed = text.find(|c: char| !c.is_ascii_digit()).and_then(|at| {
+        let (digits, unit) = text.split_at(at);
+        let hours = match unit {
+            "h" => 1,
+            "d" => 24,
+            "w" => 7 * 24,
+            _ => return None,
+        };
+        let hours: i64 = digits.parse::<u32>().ok().map(|number| i64::from(number) * hours)?;
+        (1..=100 * 366 * 24).contains(&hours).then(|| SignedDuration::from_hours(hours))
+    });
+    parsed.ok_or_else(|| {
+        Problem::new(value.span(), format!("`{text}` is not a length of time"))
+            .with_hint("Write hours, days or weeks, as in \"36h\", \"30d\" or \"12w\"; at most a hundred years.")
+    })
+}
+
+fn zone_named(name: &Spanned<String>) -> Result<TimeZone, Problem> {
+    TimeZone::get(name.get_ref()).map_err(|_| {
+        Problem::new(name.span(), format!("`{}` is no time zone", name.get_ref()))
+            .with_hint("Write a name of the IANA database, as in \"Europe/Berlin\" or \"UTC\".")
     })
 }
 
@@ -140,13 +260,7 @@ fn check_impact(table: &BackupToml, default: &Impact) -> Result<Impact, Problem>
 }
 
 fn check_windows(table: &BackupToml) -> Result<Option<Windows>, Problem> {
-    let named = match &table.time_zone {
-        None => None,
-        Some(name) => Some(TimeZone::get(name.get_ref()).map_err(|_| {
-            Problem::new(name.span(), format!("`{}` is no time zone", name.get_ref()))
-                .with_hint("Write a name of the IANA database, as in \"Europe/Berlin\" or \"UTC\".")
-        })?),
-    };
+    let named = table.time_zone.as_ref().map(zone_named).transpose()?;
     let Some(written) = &table.windows else { return Ok(None) };
     let Some(first) = written.first() else { return Ok(None) };
     let zone = match named {
@@ -222,7 +336,7 @@ fn number(value: Option<&Spanned<i64>>, range: RangeInclusive<i64>) -> Result<Op
 }
 
 fn duration(value: &Spanned<String>) -> Result<Duration, Problem> {
-    let parsed = value.get_ref().parse::<jiff::SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    let parsed = value.get_ref().parse::<SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
     parsed.ok_or_else(|| {
         Problem::new(value.span(), format!("`{}` is not a length of time", value.get_ref()))
             .with_hint("Write a number with its unit, as in \"500ms\" or \"1s\".")

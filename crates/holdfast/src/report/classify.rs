@@ -7,7 +7,7 @@ use holdfast_format::object::OpenError;
 use holdfast_postgres::{ConnectError, QueryError, ReplicationError};
 use holdfast_repository::{IdentityError, RepositoryError};
 use holdfast_runtime::Cancelled;
-use holdfast_store::{Cause, StoreError};
+use holdfast_store::{Cause, ProbeError, StoreError};
 
 use super::{database, jobs};
 use crate::config::ConfigError;
@@ -122,10 +122,31 @@ pub(super) fn repository(error: &RepositoryError) -> Verdict {
             "Bring the objects under `config/` back from a copy of the repository: nothing else was touched, and nothing \
              can be read without them.",
         ),
+        RepositoryError::Probe(ProbeError::Store(error)) => store(error),
+        RepositoryError::Probe(ProbeError::Unconditional { .. }) => verdict(
+            Exit::Failed,
+            "Such a store loses what several writers write at once. docs/stores.md lists those that will do.",
+        ),
+        RepositoryError::NotSiblings { .. } => verdict(
+            Exit::Usage,
+            "Only repositories of one identity hold each other's objects: `holdfast init --like` makes one.",
+        ),
+        RepositoryError::Expiring { .. } => verdict(Exit::Failed, "Make another backup: it builds on what stays."),
+        RepositoryError::TooLate { .. } => verdict(
+            Exit::Failed,
+            "Backups have to be done within 7 days: give it more of the machine, or make it go on where it was interrupted.",
+        ),
+        RepositoryError::Slept => verdict(Exit::Failed, "Run it again: it removes what is left."),
+        RepositoryError::Unreadable { .. } => verdict(
+            Exit::Failed,
+            "Nothing is removed as long as it is not known what that snapshot needs. `holdfast verify` says more.",
+        ),
         RepositoryError::AlreadyARepository { .. } => {
             verdict(Exit::InTheWay, "It is left as it is. Use it, or choose another `path`.")
         }
-        RepositoryError::NotEmpty { .. } => verdict(Exit::InTheWay, "A repository wants a directory of its own."),
+        RepositoryError::NotEmpty { .. } => {
+            verdict(Exit::InTheWay, "A repository wants a directory, or a prefix in a bucket, of its own.")
+        }
         RepositoryError::NewerFormat { .. } => {
             verdict(Exit::Failed, "Update this program: a newer version of it wrote to the repository.")
         }
@@ -182,6 +203,18 @@ fn store(error: &StoreError) -> Verdict {
         Cause::Denied(_) => {
             verdict(Exit::Failed, format!("The user that runs this needs access to {}.", error.location))
         }
+        Cause::NoBucket(_) => verdict(
+            Exit::NoRepository,
+            "Are `url` and `endpoint` right? The bucket is not made by Holdfast: make it at the service, with versioning or \
+             object lock as you want them.",
+        ),
+        Cause::Refused(why) if why.contains("RequestTimeTooSkewed") => {
+            verdict(Exit::Failed, "This machine's clock is wrong, or the service's. Set it by NTP.")
+        }
+        Cause::Refused(_) => verdict(
+            Exit::Failed,
+            "Check the credentials (`credentials_file`, or the provider's environment variables) and what they may do.",
+        ),
         Cause::NotFound => {
             verdict(Exit::Failed, "`holdfast verify` finds everything that is missing and says what it affects.")
         }

@@ -25,6 +25,8 @@ pub(crate) const RECEIVER: &str = "holdfast_chat";
 pub(crate) struct Site {
     root: TempRoot,
     version: PgVersion,
+    /// The lines of the repository's table that say where it is.
+    place: String,
     settings: String,
     logs: AtomicU32,
 }
@@ -48,7 +50,19 @@ impl Site {
         let root = TempRoot::new();
         install(&root);
         let settings = settings(&root);
-        let site = Self { root, version: server.version().clone(), settings, logs: AtomicU32::new(0) };
+        let place = format!("path = \"{}\"", root.join("repository").display());
+        Self::make(root, server, place, settings)
+    }
+
+    /// With the repository elsewhere.
+    pub(crate) fn kept_at(server: &Postgres, place: String) -> Self {
+        let root = TempRoot::new();
+        install(&root);
+        Self::make(root, server, place, String::new())
+    }
+
+    fn make(root: TempRoot, server: &Postgres, place: String, settings: String) -> Self {
+        let site = Self { root, version: server.version().clone(), place, settings, logs: AtomicU32::new(0) };
         site.follow(server);
         let identity = site.path("identity.txt").display().to_string();
         site.run(&["init", "--new-identity", &identity]).expect(0);
@@ -58,8 +72,8 @@ impl Site {
     /// Protects this server from now on, such as one that took over.
     pub(crate) fn follow(&self, server: &Postgres) {
         let text = format!(
-            "[repository.main]\npath = \"{}\"\nidentity_file = \"{}\"\n\n[source.chat]\nconnection = \"{}\"\n{}",
-            self.repository().display(),
+            "[repository.main]\n{}\nidentity_file = \"{}\"\n\n[source.chat]\nconnection = \"{}\"\n{}",
+            self.place,
             self.path("identity.txt").display(),
             server.conninfo(),
             self.settings

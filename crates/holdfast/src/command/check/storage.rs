@@ -7,7 +7,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, eaccess};
 
 use super::checklist::{Checklist, Entry};
-use crate::config::{RepositorySettings, Source};
+use crate::config::{Location, RepositorySettings, Source};
 use crate::context::Context;
 use crate::table;
 
@@ -35,8 +35,10 @@ pub(super) async fn check(
             Err(error) => Entry::error(name, "recipients", &error),
         });
     }
-    checklist.add(writable(name, &settings.path));
-    checklist.add(space(name, "free space", &settings.path));
+    if let Location::Directory(path) = &settings.location {
+        checklist.add(writable(name, path));
+        checklist.add(space(name, "free space", path));
+    }
     Some(repository)
 }
 
