@@ -58,7 +58,7 @@ async fn dispatch(context: &Context, command: Command) -> Result<Exit, Failure> 
     let cancel = &context.cancel;
     match command {
         // These stop by themselves when they are asked to.
-        Command::Backup(options) => backup::run(context, options).await,
+        Command::Backup(options) => Box::pin(backup::run(context, options)).await,
         Command::Restore(options) => restore::run(context, options).await,
         Command::Wal(options) => wal::run(context, options).await,
         // These leave nothing half-done wherever they are stopped.

@@ -69,6 +69,10 @@ pub(crate) struct Source {
     pub(crate) connection: ConnInfo,
     /// The name of one of the repositories.
     pub(crate) repository: String,
+    /// Those that get the same.
+    pub(crate) copies: Vec<String>,
+    /// Those without which nothing is done.
+    pub(crate) required: Vec<String>,
     pub(crate) data_directory: Option<PathBuf>,
     pub(crate) slot: String,
     pub(crate) spool: Option<PathBuf>,
@@ -76,6 +80,17 @@ pub(crate) struct Source {
     pub(crate) wal: WalSettings,
     /// `None`: everything is kept.
     pub(crate) retention: Option<RetentionSettings>,
+}
+
+impl Source {
+    /// The names of all its repositories, in the order in which they are asked.
+    pub(crate) fn repositories(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.repository).chain(&self.copies)
+    }
+
+    pub(crate) fn is_kept_in(&self, repository: &str) -> bool {
+        self.repositories().any(|name| name == repository)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -209,6 +224,19 @@ impl Config {
     /// How the backups of a source are made, if it is in the file.
     pub(crate) fn backup_settings(&self, source: &str) -> BackupSettings {
         self.sources.get(source).map(|source| source.backup.clone()).unwrap_or_default()
+    }
+
+    /// The repositories that keep a source, or only that one of them.
+    pub(crate) fn repositories_of(
+        &self,
+        source: &str,
+        only: Option<&str>,
+    ) -> Result<Vec<&RepositorySettings>, ConfigError> {
+        match (only, self.sources.get(source)) {
+            (Some(name), _) => Ok(vec![self.repository(Some(name))?]),
+            (None, Some(source)) => source.repositories().map(|name| self.repository(Some(name))).collect(),
+            (None, None) => Ok(vec![self.repository_of(source)?]),
+        }
     }
 
     /// The repository that keeps a source. One that is not in the file is looked for in the only repository, so that a

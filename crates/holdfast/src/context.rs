@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_repository::{Identities, IdentityError, Keyring, Repository};
+use holdfast_repository::{FanOut, FanOutSettings, Identities, IdentityError, Keyring, Repository, Sibling};
 use holdfast_runtime::{Cancel, Progress};
 
-use crate::config::{Config, ConfigError, RepositorySettings};
+use crate::config::{Config, ConfigError, RepositorySettings, Source};
 use crate::failure::{CommandError, Doing as _, Failure};
 use crate::output::Output;
 use crate::progress::{self, Shown};
@@ -37,6 +37,56 @@ impl Context {
         Ok(repository)
     }
 
+    /// Opens all repositories of a source for writing. `is_patient`: whether one that is slower than the others is waited for.
+    pub(crate) async fn writer(
+        &self,
+        config: &Config,
+        source: &Source,
+        is_patient: bool,
+    ) -> Result<Repository, Failure> {
+        if source.copies.is_empty() {
+            return self.repository(config.repository(Some(&source.repository))?).await;
+        }
+        let all = config.repositories_of(&source.name, None)?;
+        let settings = FanOutSettings { required: source.required.clone(), is_patient };
+        let opened = FanOut::open(siblings(&all)?, &settings, &self.cancel).await;
+        let repository = opened.doing(|| format!("could not open a repository of `{}`", source.name))?;
+        for expected in all.iter().filter_map(|settings| settings.recipients.as_ref()) {
+            repository.require_recipients(expected)?;
+        }
+        Ok(repository)
+    }
+
+    /// Opens all repositories of a source for reading, or only that one of them: what one of them has is there. Without a choice all
+    /// of them have to answer, since nobody knows what one that is away has.
+    pub(crate) async fn reader(
+        &self,
+        config: &Config,
+        source: &str,
+        only: Option<&str>,
+    ) -> Result<(Keyring, RepositorySettings), Failure> {
+        let all = config.repositories_of(source, only)?;
+        // One identity opens them all.
+        let with_identity = all.iter().find(|settings| settings.identity_file.is_some()).or(all.first()).copied();
+        let Some(settings) = with_identity else {
+            return Err(config
+                .source(source)
+                .err()
+                .map_or_else(|| CommandError::NoLog { source_name: source.to_owned() }.into(), Into::into));
+        };
+        if all.len() == 1 {
+            return Ok((self.keyring(settings).await?, settings.clone()));
+        }
+        let opened = FanOut::open(siblings(&all)?, &FanOutSettings::default(), &self.cancel).await;
+        let repository = opened.doing(|| format!("could not open a repository of `{source}`"))?;
+        let status = repository.fan_out().map(|all| all.status()).unwrap_or_default();
+        if let Some((name, why)) = status.iter().find_map(|at| Some((&at.name, at.trouble.clone()?))) {
+            let others = status.iter().filter(|at| at.trouble.is_none()).map(|at| at.name.clone()).collect();
+            return Err(CommandError::CopyAway { name: name.clone(), why, others }.into());
+        }
+        Ok((Keyring::new(repository, Arc::new(identities(settings)?)), settings.clone()))
+    }
+
     /// The same without looking at its recipients.
     pub(crate) async fn unpinned(&self, settings: &RepositorySettings) -> Result<Repository, Failure> {
         let repository = Repository::open(place::open(settings)?).await;
@@ -54,6 +104,13 @@ impl Context {
         }
         Ok(Keyring::new(repository, Arc::new(identities(settings)?)))
     }
+}
+
+fn siblings(all: &[&RepositorySettings]) -> Result<Vec<Sibling>, Failure> {
+    let sibling = |settings: &&RepositorySettings| {
+        Ok(Sibling { name: settings.name.clone(), store: place::open(settings)?, trouble: None })
+    };
+    all.iter().map(sibling).collect()
 }
 
 /// The configured identity. Asks for its passphrase if it has one and no file does.

@@ -13,6 +13,7 @@ pub(crate) enum Exit {
     Usage = 2,
     Losses = 3,
     Unreachable = 4,
+    Behind = 5,
     NoRepository = 10,
     InTheWay = 11,
     WrongKey = 12,
@@ -22,12 +23,13 @@ pub(crate) enum Exit {
 }
 
 /// Every exit code, for people.
-pub(crate) const TABLE: [(u8, &str); 13] = [
+pub(crate) const TABLE: [(u8, &str); 14] = [
     (Exit::Done as u8, "done"),
     (Exit::Failed as u8, "failed; for `wal get` and only there: the repository was asked and has no such file"),
     (Exit::Usage as u8, "wrong usage or configuration"),
     (Exit::Losses as u8, "done, with losses or with damage found"),
     (Exit::Unreachable as u8, "the recovery target cannot be reached"),
+    (Exit::Behind as u8, "done, but not in every repository that should have it"),
     (Exit::NoRepository as u8, "no such repository"),
     (
         Exit::InTheWay as u8,

@@ -50,6 +50,9 @@ pub(crate) enum CommandError {
     #[error("the repository has no log of a source `{source_name}`")]
     NoLog { source_name: String },
 
+    #[error("the repository `{name}` cannot be read: {why}")]
+    CopyAway { name: String, why: String, others: Vec<String> },
+
     #[error("this needs to be confirmed")]
     Unconfirmed,
 

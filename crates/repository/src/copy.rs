@@ -16,7 +16,7 @@ use holdfast_store::{Created, Listed, ObjectName, Store};
 use serde::Serialize;
 
 use crate::expiry::LOOK_LASTS;
-use crate::{Keyring, Names, Repository, RepositoryConfig, RepositoryError};
+use crate::{Keyring, Lineage, Names, Repository, RepositoryConfig, RepositoryError};
 
 /// Objects on the way at once; the largest have 32 MiB.
 const AT_ONCE: usize = 4;
@@ -51,7 +51,7 @@ impl Repository {
         Self::make(store, (*other.config).clone()).await
     }
 
-    async fn names(&self, folder: &str) -> Result<HashSet<ObjectName>, RepositoryError> {
+    pub(crate) async fn names(&self, folder: &str) -> Result<HashSet<ObjectName>, RepositoryError> {
         let mut names = HashSet::new();
         self.each(folder, |listed| {
             names.insert(listed.name);
@@ -205,25 +205,66 @@ async fn copy_log(
             continue;
         }
         for lineage in ours.lineages(&source).await? {
-            let view = ours.log(&source, lineage).await?;
-            let objects = view.timelines().flat_map(|timeline| view.objects(timeline));
-            let log: HashSet<ObjectName> = objects.map(|object| object.name.clone()).collect();
-            for folder in [Names::HISTORY, Names::WAL, Names::PARTIAL, Names::CHANGES, Names::PIECES] {
-                let path = format!("{folder}/{source}/{lineage}");
-                let have = to.names(&path).await?;
-                let mut missing = Vec::new();
-                ours.each(&path, |listed| {
-                    let is_wanted = folder != Names::PIECES || log.contains(&listed.name);
-                    if is_wanted && !have.contains(&listed.name) {
-                        missing.push(listed);
-                    }
-                })
-                .await?;
+            for missing in missing_log(ours, to, &source, lineage).await? {
                 copy_objects(from, to, missing, copied, progress).await?;
             }
         }
     }
     Ok(())
+}
+
+/// What a repository lacks of the log of a cluster, in the order in which it is copied.
+async fn missing_log(
+    from: &Repository,
+    to: &Repository,
+    source: &str,
+    lineage: Lineage,
+) -> Result<Vec<Vec<Listed>>, RepositoryError> {
+    let view = from.log(source, lineage).await?;
+    let objects = view.timelines().flat_map(|timeline| view.objects(timeline));
+    let log: HashSet<ObjectName> = objects.map(|object| object.name.clone()).collect();
+    let mut all = Vec::new();
+    for folder in [Names::HISTORY, Names::WAL, Names::PARTIAL, Names::CHANGES, Names::PIECES] {
+        let path = format!("{folder}/{source}/{lineage}");
+        let have = to.names(&path).await?;
+        let mut missing = Vec::new();
+        from.each(&path, |listed| {
+            let is_wanted = folder != Names::PIECES || log.contains(&listed.name);
+            if is_wanted && !have.contains(&listed.name) {
+                missing.push(listed);
+            }
+        })
+        .await?;
+        all.push(missing);
+    }
+    Ok(all)
+}
+
+/// Copies the keys and the log of a source that a repository lacks, by one who can open neither: what the hash at its end does
+/// not prove stays behind. Says how many objects it has copied.
+pub(crate) async fn copy_log_sealed(from: &Repository, to: &Repository, source: &str) -> Result<u64, RepositoryError> {
+    let have = to.names(Names::KEYS).await?;
+    let keys: Vec<_> =
+        from.list(Names::KEYS).await?.into_iter().filter(|listed| !have.contains(&listed.name)).collect();
+    let mut missing = vec![keys];
+    for lineage in from.lineages(source).await? {
+        missing.extend(missing_log(from, to, source, lineage).await?);
+    }
+    let mut copied = 0;
+    for Listed { name, .. } in missing.into_iter().flatten() {
+        let bytes = match from.read(&name).await {
+            // Replaced by a whole segment since it was listed.
+            Err(error) if error.is_not_found() => continue,
+            bytes => bytes?,
+        };
+        if kind_of(&name).is_some() && check_hash(&bytes).is_err() {
+            tracing::warn!(%name, "it is damaged, and stays behind");
+            continue;
+        }
+        to.create(&name, bytes).await?;
+        copied += 1;
+    }
+    Ok(copied)
 }
 
 async fn copy_objects(

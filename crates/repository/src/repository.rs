@@ -11,7 +11,7 @@ use holdfast_types::{Micros, PackId, RepositoryId};
 use tokio::task::JoinSet;
 
 use crate::config::ConfigError;
-use crate::{Names, Recipient, RepositoryConfig, RepositoryError, random};
+use crate::{FanOut, Names, Recipient, RepositoryConfig, RepositoryError, random};
 
 /// An open repository. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub struct Repository {
     pub(crate) config: Arc<RepositoryConfig>,
     pub(crate) cancel: Cancel,
     pub(crate) clock: Clock,
+    /// The store, if it is several.
+    pub(crate) fan_out: Option<Arc<FanOut>>,
 }
 
 /// How many objects are looked for at once: a look costs a store nothing but its latency.
@@ -56,7 +58,7 @@ impl Repository {
             tracing::warn!(skew = ?probed.clock_skew, "the store's clock and this machine's differ");
         }
         let (cancel, clock) = (Cancel::new(), Clock::boot());
-        let repository = Self { store, config: Arc::new(config), cancel, clock };
+        let repository = Self { store, config: Arc::new(config), cancel, clock, fan_out: None };
         match repository.write_config(&repository.config).await? {
             Created::New => Ok(repository),
             Created::Exists => Err(RepositoryError::AlreadyARepository { location }),
@@ -87,7 +89,7 @@ impl Repository {
             ConfigError::Newer { found } => RepositoryError::NewerFormat { location, found, known: FORMAT_VERSION },
             error => RepositoryError::content(&name, error),
         })?;
-        Ok(Self { store, config: Arc::new(config), cancel, clock: Clock::boot() })
+        Ok(Self { store, config: Arc::new(config), cancel, clock: Clock::boot(), fan_out: None })
     }
 
     /// The same repository with its newest configuration.
@@ -100,6 +102,28 @@ impl Repository {
     pub fn with_cancel(mut self, cancel: Cancel) -> Self {
         self.cancel = cancel;
         self
+    }
+
+    /// Everything goes to all of these from now on.
+    pub(crate) fn fanned_out(self, fan_out: Arc<FanOut>) -> Self {
+        Self { store: Arc::clone(&fan_out) as Arc<dyn Store>, fan_out: Some(fan_out), ..self }
+    }
+
+    /// The one of several that this store is.
+    pub(crate) fn at(&self, store: Arc<dyn Store>) -> Self {
+        Self { store, fan_out: None, ..self.clone() }
+    }
+
+    /// Waits until every place of several has what was written, or is known to lack it.
+    pub async fn settle(&self) {
+        if let Some(fan_out) = &self.fan_out {
+            fan_out.settle().await;
+        }
+    }
+
+    /// Where it is written to, if that is several places.
+    pub fn fan_out(&self) -> Option<&Arc<FanOut>> {
+        self.fan_out.as_ref()
     }
 
     /// Writers measure by another clock how long they take. For simulated time.

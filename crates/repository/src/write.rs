@@ -62,6 +62,25 @@ impl Repository {
         sealed: Bytes,
         since: Duration,
     ) -> Result<Created, RepositoryError> {
+        let Some(fan_out) = &self.fan_out else { return self.publish_here(manifest, sealed, since).await };
+        fan_out.settle().await;
+        let publish = |store| {
+            let (here, sealed) = (self.at(store), sealed.clone());
+            async move {
+                // What the base has brought may be missing where that never arrived.
+                here.require(manifest).await?;
+                here.publish_here(manifest, sealed, since).await
+            }
+        };
+        fan_out.in_each(publish).await
+    }
+
+    async fn publish_here(
+        &self,
+        manifest: &Manifest,
+        sealed: Bytes,
+        since: Duration,
+    ) -> Result<Created, RepositoryError> {
         let summary = &manifest.summary;
         let name = Names::snapshot(&summary.source, &summary.id);
         let looked = self.clock.now();

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use holdfast_backup::{BackupError, BackupOptions, BackupReport, Limit, Replay, ReplayBound, backup};
 use holdfast_format::manifest::SnapshotKind;
 use holdfast_postgres::backup_api::StartCheckpoint;
-use holdfast_repository::Keyring;
+use holdfast_repository::{Keyring, Repository, SiblingStatus};
 use holdfast_runtime::Progress;
 use holdfast_types::ByteSize;
 
@@ -111,7 +111,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let config = context.config()?;
     let source = config.source(&options.source)?;
     let stored = config.repository(Some(&source.repository))?;
-    let repository = context.repository(stored).await?;
+    let repository = context.writer(&config, source, true).await?;
     let mut is_missed = false;
     if options.if_due {
         let decided = due::decide(&repository, source).await;
@@ -168,13 +168,55 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let mut report = report.doing(|| format!("could not back up `{}`", source.name))?;
     let bound = settings.replay_bound();
     report.notes.extend(bound.and_then(|bound| too_long(&report, &bound, checkpoint)));
+    let siblings = bring(&repository, keyring.as_ref(), context, &source.name).await;
     let mut value = json(&report, bound);
+    value["repositories"] = serde_json::to_value(&siblings)?;
     if options.if_due {
         value["due"] = true.into();
     }
-    context.output.result(&value, || text(&report, bound))?;
+    context.output.result(&value, || text(&report, bound) + &kept_in(&siblings))?;
     receiver::remark(context, source).await;
-    Ok(if report.damage.is_empty() && report.incidents.is_empty() { Exit::Done } else { Exit::Losses })
+    Ok(if !report.damage.is_empty() || !report.incidents.is_empty() {
+        Exit::Losses
+    } else if siblings.iter().any(|sibling| sibling.trouble.is_some()) {
+        Exit::Behind
+    } else {
+        Exit::Done
+    })
+}
+
+/// Brings the copies up that lack something, as far as that can be done here, and says how all of them stand.
+async fn bring(
+    repository: &Repository,
+    keyring: Option<&Keyring>,
+    context: &Context,
+    source: &str,
+) -> Vec<SiblingStatus> {
+    let Some(all) = repository.fan_out() else { return Vec::new() };
+    if let Some(keyring) = keyring {
+        let progress = Progress::new();
+        let shown = context.show(&progress);
+        let outcome = Box::pin(all.catch_up(keyring, source, &progress)).await;
+        drop(shown);
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "copies could not be brought up");
+        }
+    }
+    all.status()
+}
+
+fn kept_in(siblings: &[SiblingStatus]) -> String {
+    let mut text = String::new();
+    for SiblingStatus { name, trouble, .. } in siblings {
+        match trouble {
+            None => text.line(format_args!("kept in {name}")),
+            Some(why) => text.line(format_args!("NOT IN {name}: {why}")),
+        }
+    }
+    if siblings.iter().any(|sibling| sibling.trouble.is_some()) {
+        text.push_str("`holdfast copy` brings it there, and so does the next backup that has an identity.\n");
+    }
+    text
 }
 
 /// The log that the backup itself needs.

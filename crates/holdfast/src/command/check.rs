@@ -56,7 +56,7 @@ async fn check_all(
     checklist: &mut Checklist,
 ) -> Result<(), Failure> {
     for settings in config.repositories() {
-        let theirs: Vec<_> = sources.iter().filter(|source| source.repository == settings.name).collect();
+        let theirs: Vec<_> = sources.iter().filter(|source| source.is_kept_in(&settings.name)).collect();
         if only_theirs && theirs.is_empty() {
             continue;
         }

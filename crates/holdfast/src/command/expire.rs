@@ -79,7 +79,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
 
 /// The sources of a repository that have rules.
 fn rules(config: &Config, settings: &RepositorySettings) -> BTreeMap<String, RetentionSettings> {
-    let here = config.sources().filter(|source| source.repository == settings.name);
+    let here = config.sources().filter(|source| source.is_kept_in(&settings.name));
     here.filter_map(|source| Some((source.name.clone(), source.retention.clone()?))).collect()
 }
 

@@ -29,6 +29,10 @@ Examples:
 pub(crate) struct Options {
     /// The source's name; all of them if it is absent.
     source: Option<String>,
+
+    /// Only what is in this repository.
+    #[arg(long, value_name = "NAME")]
+    repository: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,45 +61,72 @@ struct Broken {
     problem: String,
 }
 
-pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let config = context.config()?;
-    let mut listings = Vec::new();
-    for (settings, sources) in wanted(context, &config, options.source).await? {
-        let repository = context.unpinned(settings).await?;
-        for source in sources {
-            let backup = config.backup_settings(&source);
-            listings.push(list(settings, &backup, &repository, source).await?);
-        }
-    }
-    context.output.result(&serde_json::json!({ "sources": listings }), || {
-        if listings.is_empty() {
-            return "nothing was backed up yet\n".to_owned();
-        }
-        listings.iter().map(text).collect::<Vec<_>>().join("\n")
-    })?;
-    let is_broken = listings.iter().any(|listing| !listing.broken.is_empty());
-    Ok(if is_broken { Exit::Losses } else { Exit::Done })
+/// A repository that could not be asked.
+#[derive(Debug, Serialize)]
+struct Away {
+    repository: String,
+    problem: String,
 }
 
-/// The sources to list, by repository: those of the configuration, and those that are there without being in it.
-async fn wanted<'a>(
-    context: &Context,
-    config: &'a Config,
-    source: Option<String>,
-) -> Result<Vec<(&'a RepositorySettings, Vec<String>)>, Failure> {
-    if let Some(source) = source {
-        return Ok(vec![(config.repository_of(&source)?, vec![source])]);
+pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
+    let Options { source, repository } = options;
+    let config = context.config()?;
+    let repositories = match (&source, &repository) {
+        (Some(source), only) => config.repositories_of(source, only.as_deref())?,
+        (None, Some(only)) => vec![config.repository(Some(only))?],
+        (None, None) => config.repositories().collect(),
+    };
+    let (mut listings, mut away) = (Vec::new(), Vec::new());
+    for settings in &repositories {
+        match of_repository(context, &config, settings, source.as_ref()).await {
+            Ok(more) => listings.extend(more),
+            Err(failure) if repositories.len() > 1 => {
+                away.push(Away { repository: settings.name.clone(), problem: chain(&*failure) });
+            }
+            Err(failure) => return Err(failure),
+        }
     }
-    let mut wanted = Vec::new();
-    for settings in config.repositories() {
-        let repository = context.unpinned(settings).await?;
+    context.output.result(&serde_json::json!({ "sources": listings, "away": away }), || {
+        let mut shown = listings.iter().map(text).collect::<Vec<_>>().join("\n");
+        if listings.is_empty() && away.is_empty() {
+            shown.push_str("nothing was backed up yet\n");
+        }
+        for Away { repository, problem } in &away {
+            shown.line(format_args!("AWAY: repository `{repository}`: {problem}"));
+        }
+        shown
+    })?;
+    let is_broken = listings.iter().any(|listing| !listing.broken.is_empty());
+    Ok(match (is_broken, away.is_empty()) {
+        (true, _) => Exit::Losses,
+        (false, false) => Exit::NoRepository,
+        (false, true) => Exit::Done,
+    })
+}
+
+/// The sources of a repository: those of the configuration, and those that are there without being in it.
+async fn of_repository(
+    context: &Context,
+    config: &Config,
+    settings: &RepositorySettings,
+    source: Option<&String>,
+) -> Result<Vec<Listing>, Failure> {
+    let repository = context.unpinned(settings).await?;
+    let sources = if let Some(source) = source {
+        vec![source.clone()]
+    } else {
         let mut sources = repository.sources().await?;
-        sources.extend(config.sources().filter(|s| s.repository == settings.name).map(|s| s.name.clone()));
+        sources.extend(config.sources().filter(|s| s.is_kept_in(&settings.name)).map(|s| s.name.clone()));
         sources.sort();
         sources.dedup();
-        wanted.push((settings, sources));
+        sources
+    };
+    let mut listings = Vec::new();
+    for source in sources {
+        let backup = config.backup_settings(&source);
+        listings.push(list(settings, &backup, &repository, source).await?);
     }
-    Ok(wanted)
+    Ok(listings)
 }
 
 async fn list(

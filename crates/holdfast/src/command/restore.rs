@@ -67,6 +67,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = super::parallel)]
     parallel: Option<usize>,
 
+    /// Read from this one of the source's repositories only, as when the others are lost. Else all of them have to answer.
+    #[arg(long, value_name = "NAME")]
+    repository: Option<String>,
+
     /// Whether the restored cluster archives its log as the old one did.
     #[arg(long, value_enum, default_value_t = Archive::Off)]
     archive_mode: Archive,
@@ -151,12 +155,11 @@ fn target(options: &TargetOptions) -> Result<(Target, Option<SnapshotId>, Option
 
 pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let config = context.config()?;
-    let settings = config.repository_of(&options.source)?;
     let (target, base, remark) = target(&options.target)?;
+    let (keyring, settings) = context.reader(&config, &options.source, options.repository.as_deref()).await?;
     if !options.dry_run {
-        context::usable_unattended(settings)?;
+        context::usable_unattended(&settings)?;
     }
-    let keyring = context.keyring(settings).await?;
     let timeline = options.timeline.map(Timeline::new);
     let plan = holdfast_recovery::plan(&keyring, &options.source, target, base, timeline);
     let plan = crate::signals::droppable(&context.cancel, async { Ok(plan.await?) }).await;
@@ -225,7 +228,9 @@ async fn carry_out(
 ) -> Result<Exit, Failure> {
     let (until, is_cut, timeline) = (plan.until(), plan.is_cut(), plan.timeline);
     let (source, mark) = (&options.source, command_line::Mark::now());
-    let command = command_line::restore_command(&config.path, source, plan.lineage, timeline, (until, is_cut), mark)?;
+    let only = options.repository.as_deref();
+    let command =
+        command_line::restore_command(&config.path, source, only, plan.lineage, timeline, (until, is_cut), mark)?;
     let restore_options = restore_options(&options, command)?;
     let Options { source, archive_mode, start, .. } = options;
     let to = restore_options.to.clone();

@@ -22,12 +22,15 @@ pub(crate) struct Options {
     source: String,
     /// The snapshot's id, as `holdfast list` shows it.
     snapshot: SnapshotId,
+    /// Read from this one of the source's repositories only.
+    #[arg(long, value_name = "NAME")]
+    repository: Option<String>,
 }
 
 pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, snapshot } = options;
+    let Options { source, snapshot, repository } = options;
     let config = context.config()?;
-    let keyring = context.keyring(config.repository_of(&source)?).await?;
+    let (keyring, _) = context.reader(&config, &source, repository.as_deref()).await?;
     let manifest = match keyring.snapshot(&source, &snapshot).await {
         Ok(stored) => stored.manifest,
         Err(error) if RepositoryError::is_not_found(&error) => {

@@ -35,7 +35,7 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let config = context.config()?;
     let Options { source, parallel } = options;
     let repositories: Vec<&RepositorySettings> = match &source {
-        Some(source) => vec![config.repository_of(source)?],
+        Some(source) => config.repositories_of(source, None)?,
         None => config.repositories().collect(),
     };
     if repositories.is_empty() {

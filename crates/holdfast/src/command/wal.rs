@@ -62,9 +62,10 @@ async fn push_file(context: &Context, options: PushOptions) -> Result<Exit, Fail
     let PushOptions { source, path } = options;
     let config = context.config()?;
     let settings = config.source(&source)?;
-    let repository = context.repository(config.repository(Some(&settings.repository))?).await?;
+    let repository = context.writer(&config, settings, true).await?;
     let pushed = push(&repository, &source, &path);
     let pushed = crate::signals::droppable(&context.cancel, async { Ok(pushed.await?) }).await;
+    repository.settle().await;
     let what = || format!("could not push {} of `{source}`", path.display());
     match pushed.doing(what)? {
         PushOutcome::Stored => tracing::info!(source, path = %path.display(), "stored"),

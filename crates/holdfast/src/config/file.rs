@@ -39,6 +39,8 @@ pub(super) struct RepositoryToml {
 pub(super) struct SourceToml {
     pub(super) connection: Value<String>,
     pub(super) repository: Value<String>,
+    pub(super) copies: Option<Vec<Spanned<String>>>,
+    pub(super) required: Option<Vec<Spanned<String>>>,
     pub(super) data_directory: Value<String>,
     pub(super) slot: Value<String>,
     pub(super) spool: Value<String>,

@@ -37,7 +37,7 @@ const TABLES: [(&str, &str); 5] = [
     ),
 ];
 
-pub(crate) const SETTINGS: [Setting; 41] = [
+pub(crate) const SETTINGS: [Setting; 43] = [
     Setting {
         table: REPOSITORY,
         key: "path",
@@ -159,6 +159,23 @@ pub(crate) const SETTINGS: [Setting; 41] = [
         default: "the only repository",
         text: "Where backups of this source go.",
         example: "\"main\"",
+    },
+    Setting {
+        table: SOURCE,
+        key: "copies",
+        kind: "list of names of [repository] tables",
+        default: "none",
+        text: "Further repositories that get the same, byte for byte, at the same time. `holdfast init --like` makes them. One \
+               that is away holds up nothing, and is brought up by copying when it is back.",
+        example: "[]",
+    },
+    Setting {
+        table: SOURCE,
+        key: "required",
+        kind: "list of names of [repository] tables",
+        default: "any one of `repository` and `copies`",
+        text: "The repositories without which a backup fails, and log is not confirmed to the server.",
+        example: "[]",
     },
     Setting {
         table: SOURCE,

@@ -114,24 +114,36 @@ fn check_location(name: &Spanned<String>, table: &RepositoryToml) -> Result<Loca
 }
 
 fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Repositories) -> Result<Source, Problem> {
-    let SourceToml { connection, repository, data_directory, slot, spool, backup, wal, retention } = table;
+    let SourceToml { connection, repository, copies, required, data_directory, slot, spool, backup, wal, retention } =
+        table;
     if !Names::is_source_name(name.get_ref()) {
         return Err(Problem::new(name.span(), format!("`{}` cannot be the name of a source", name.get_ref()))
             .with_hint("Use 1 to 63 letters, digits, `.`, `-` and `_`, not beginning with `.` or `-`."));
     }
     let retention = retention.map(|table| check_retention(&name, &table)).transpose()?;
     let repository = match repository {
-        Some(chosen) if repositories.contains_key(chosen.get_ref()) => chosen.into_inner(),
-        Some(chosen) => {
-            let problem = Problem::new(chosen.span(), format!("there is no [repository.{}]", chosen.get_ref()));
-            let meant = suggest::nearest(chosen.get_ref(), repositories.keys().map(String::as_str));
-            return Err(match meant {
-                Some(meant) => problem.with_hint(format!("Did you mean `{meant}`?")),
-                None => problem,
-            });
-        }
+        Some(chosen) => known(chosen, repositories)?,
         None => only_repository(&name, repositories)?,
     };
+    let mut all = vec![repository.clone()];
+    for copy in copies.unwrap_or_default() {
+        let span = copy.span();
+        let copy = known(copy, repositories)?;
+        if all.contains(&copy) {
+            return Err(Problem::new(span, format!("`{copy}` is named twice")));
+        }
+        all.push(copy);
+    }
+    let mut must_have = Vec::new();
+    for named in required.unwrap_or_default() {
+        let span = named.span();
+        let named = known(named, repositories)?;
+        if !all.contains(&named) {
+            return Err(Problem::new(span, format!("`{named}` is not a repository of this source"))
+                .with_hint("Name it in `copies` as well."));
+        }
+        must_have.push(named);
+    }
     let slot = match slot {
         Some(slot) => slot_name(&slot)?,
         None => super::default_slot(name.get_ref()),
@@ -139,6 +151,8 @@ fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Reposit
     Ok(Source {
         name: name.into_inner(),
         connection: connection.as_ref().map(parse::<ConnInfo>).transpose()?.unwrap_or_default(),
+        copies: all.split_off(1),
+        required: must_have,
         repository,
         data_directory: data_directory.as_ref().map(absolute).transpose()?,
         slot,
@@ -199,6 +213,19 @@ fn zone_named(name: &Spanned<String>) -> Result<TimeZone, Problem> {
     TimeZone::get(name.get_ref()).map_err(|_| {
         Problem::new(name.span(), format!("`{}` is no time zone", name.get_ref()))
             .with_hint("Write a name of the IANA database, as in \"Europe/Berlin\" or \"UTC\".")
+    })
+}
+
+/// The name of a repository that there is.
+fn known(chosen: Spanned<String>, repositories: &Repositories) -> Result<String, Problem> {
+    if repositories.contains_key(chosen.get_ref()) {
+        return Ok(chosen.into_inner());
+    }
+    let problem = Problem::new(chosen.span(), format!("there is no [repository.{}]", chosen.get_ref()));
+    let meant = suggest::nearest(chosen.get_ref(), repositories.keys().map(String::as_str));
+    Err(match meant {
+        Some(meant) => problem.with_hint(format!("Did you mean `{meant}`?")),
+        None => problem,
     })
 }
 

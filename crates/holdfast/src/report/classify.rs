@@ -84,6 +84,11 @@ fn command(error: &CommandError) -> Option<Verdict> {
         CommandError::NoSuchSnapshot { source_name, .. } => {
             verdict(Exit::Failed, format!("`holdfast list {source_name}` shows what there is."))
         }
+        CommandError::CopyAway { name, others, .. } => {
+            let others = others.iter().map(|other| format!("`--repository {other}`")).collect::<Vec<_>>().join(" or ");
+            let hint = format!("It may have what the others lack. If `{name}` is lost, use what they have: {others}.");
+            Verdict { exit: Exit::NoRepository, hint: Some(hint) }
+        }
         CommandError::NoLog { .. } => verdict(Exit::Failed, "Is the source's name right?"),
         CommandError::Unconfirmed => verdict(Exit::Usage, "Say --yes; --dry-run shows what would be done."),
         CommandError::Runtime(_) => plain(Exit::Failed),

@@ -1,5 +1,6 @@
 //! A repository, a configuration, and the program, for one server.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,11 +62,30 @@ impl Site {
         Self::make(root, server, place, String::new())
     }
 
+    /// With several repositories of one content: the first in a directory, the others by name and place.
+    pub(crate) fn with_copies(server: &Postgres, copies: &[(&str, String)]) -> Self {
+        let root = TempRoot::new();
+        install(&root);
+        let place = format!("path = \"{}\"", root.join("repository").display());
+        let names: Vec<String> = copies.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        let mut settings = format!("repository = \"main\"\ncopies = [{}]\n", names.join(", "));
+        for (name, place) in copies {
+            let identity = root.join("identity.txt");
+            writeln!(settings, "\n[repository.{name}]\n{place}\nidentity_file = \"{}\"", identity.display())
+                .expect("a text grows");
+        }
+        let site = Self::make(root, server, place, settings);
+        for (name, _) in copies {
+            site.run(&["init", name, "--like", "main"]).expect(0);
+        }
+        site
+    }
+
     fn make(root: TempRoot, server: &Postgres, place: String, settings: String) -> Self {
         let site = Self { root, version: server.version().clone(), place, settings, logs: AtomicU32::new(0) };
         site.follow(server);
         let identity = site.path("identity.txt").display().to_string();
-        site.run(&["init", "--new-identity", &identity]).expect(0);
+        site.run(&["init", "main", "--new-identity", &identity]).expect(0);
         site
     }
 
@@ -147,7 +167,7 @@ impl Site {
     /// How far the log of a timeline is in the repository.
     #[track_caller]
     pub(crate) fn durable(&self, timeline: u64) -> u64 {
-        let listed = self.run(&["list", "chat", "--json"]).expect(0).json();
+        let listed = self.run(&["list", "chat", "--repository", "main", "--json"]).expect(0).json();
         let stretches = listed["sources"][0]["log"].as_array().cloned().unwrap_or_default();
         let stretch = stretches.iter().find(|stretch| stretch["timeline"] == timeline);
         let end = stretch.and_then(|stretch| stretch["ranges"].as_array()?.last()?["end"].as_str().map(lsn));

@@ -25,6 +25,7 @@ impl Mark {
 pub(super) fn restore_command(
     config: &Path,
     source: &str,
+    repository: Option<&str>,
     lineage: Lineage,
     timeline: Timeline,
     (until, is_cut): (Option<Lsn>, bool),
@@ -35,9 +36,11 @@ pub(super) fn restore_command(
     let config = quote(config)?;
     let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
     let cut = if is_cut { " --cut" } else { "" };
+    let only = repository.map(|name| quote(Path::new(name))).transpose()?;
+    let only = only.map(|name| format!(" --repository {name}")).unwrap_or_default();
     Ok(format!(
         "{program} --config {config} wal get {source} %f \"%p\" --partial{until}{cut} --timeline {timeline} \
-         --lineage {lineage} --prefetch {PREFETCH}/{mark:x}"
+         --lineage {lineage} --prefetch {PREFETCH}/{mark:x}{only}"
     ))
 }
 
@@ -95,7 +98,7 @@ mod tests {
         let lineage: Lineage = "7412345678901234567-16".parse().unwrap();
         let (timeline, until) = (Timeline::new(3), Some(Lsn::new(0x1_0000_00AB)));
         let config = Path::new("/etc/holdfast/holdfast.toml");
-        let command = restore_command(config, "chat", lineage, timeline, (until, true), Mark(0xfeed)).unwrap();
+        let command = restore_command(config, "chat", None, lineage, timeline, (until, true), Mark(0xfeed)).unwrap();
         let expected = " --config /etc/holdfast/holdfast.toml wal get chat %f \"%p\" --partial --until 1/AB --cut \
                         --timeline 3 --lineage 7412345678901234567-16 --prefetch holdfast.prefetch/feed";
         assert!(command.ends_with(expected), "{command}");

@@ -59,6 +59,10 @@ pub(crate) struct Options {
     /// Keep the next segments on the way to --timeline ready in this directory, which nothing else may use.
     #[arg(long, value_name = "DIR", requires = "timeline")]
     prefetch: Option<PathBuf>,
+
+    /// Read from this one of the source's repositories only. Else all of them have to answer.
+    #[arg(long, value_name = "NAME")]
+    repository: Option<String>,
 }
 
 /// As `recovery_target_timeline` has it.
@@ -105,7 +109,7 @@ pub(super) fn lineage(text: &str) -> Result<Lineage, String> {
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch } = options;
+    let Options { source, file, destination, partial, until, cut, timeline, lineage, prefetch, repository } = options;
     let follows = match timeline {
         None => Follows::Unknown,
         Some(Followed::Timeline(number)) => Follows::Timeline(Timeline::new(number)),
@@ -126,9 +130,10 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     if let (Some(directory), Some(lineage), Some(timeline)) = (&prefetch, lineage, follows.timeline()) {
         let timeline = timeline.get();
         let (config, source, after) = (config.path.as_path(), source.as_str(), file.as_str());
-        prefetch::start(&Ahead { config, source, directory, lineage, timeline, until, after });
+        let repository = repository.as_deref();
+        prefetch::start(&Ahead { config, source, directory, lineage, timeline, until, repository, after });
     }
-    let keyring = context.keyring(config.repository_of(&source)?).await?;
+    let (keyring, _) = context.reader(&config, &source, repository.as_deref()).await?;
     let what = || format!("could not find out about {file} of `{source}`");
     let lineage = match lineage {
         Some(lineage) => lineage,
@@ -190,6 +195,7 @@ mod tests {
             timeline: None,
             lineage: Some("7412345678901234567-16".parse().unwrap()),
             prefetch: None,
+            repository: None,
         };
         let segment = "000000010000000000000003";
         assert!(options(segment, "0/4000000").may_be_taken());

@@ -26,10 +26,12 @@ pub(crate) struct Options {
     timeline: u32,
     #[arg(long)]
     until: Option<Lsn>,
+    #[arg(long)]
+    repository: Option<String>,
 }
 
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
-    let Options { source, after, directory, lineage, timeline, until } = options;
+    let Options { source, after, directory, lineage, timeline, until, repository } = options;
     let config = context.config()?;
     let after = get::segment(&after, lineage).ok_or_else(|| CommandError::Usage {
         problem: format!("`{after}` is not the name of a WAL segment"),
@@ -37,7 +39,7 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     })?;
     // First, so that whoever comes meanwhile knows that this process is there.
     let Some(handover) = Handover::open(&directory)? else { return Ok(Exit::Done) };
-    let keyring = context.keyring(config.repository_of(&source)?).await?;
+    let (keyring, _) = context.reader(&config, &source, repository.as_deref()).await?;
     let options = PrefetchOptions { source, lineage, after, timeline: Timeline::new(timeline), until };
     let ahead = holdfast_recovery::prefetch(&keyring, handover, &options);
     crate::signals::droppable(&context.cancel, async { Ok(ahead.await?) }).await?;
@@ -53,6 +55,7 @@ pub(super) struct Ahead<'a> {
     pub(super) lineage: Lineage,
     pub(super) timeline: u32,
     pub(super) until: Option<Lsn>,
+    pub(super) repository: Option<&'a str>,
     /// The file that recovery asks for.
     pub(super) after: &'a str,
 }
@@ -71,12 +74,15 @@ pub(super) fn start(ahead: &Ahead<'_>) {
 
 fn spawn(ahead: &Ahead<'_>) -> std::io::Result<()> {
     use std::os::unix::process::CommandExt as _;
-    let Ahead { config, source, directory, lineage, timeline, until, after } = ahead;
+    let Ahead { config, source, directory, lineage, timeline, until, repository, after } = ahead;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--config").arg(config).args(["wal", "prefetch", source, after]).arg(directory);
     command.args(["--lineage", &lineage.to_string(), "--timeline", &timeline.to_string()]);
     if let Some(until) = until {
         command.args(["--until", &until.to_string()]);
+    }
+    if let Some(repository) = repository {
+        command.args(["--repository", repository]);
     }
     // Not waited for: this process ends soon, and the new one belongs to nobody.
     let _child = command

@@ -42,7 +42,7 @@ pub(crate) struct Options {
 pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let config = context.config()?;
     let source = config.source(&options.source)?;
-    let repository = context.repository(config.repository(Some(&source.repository))?).await?;
+    let repository = context.writer(&config, source, false).await?;
     let receive_options = ReceiveOptions {
         source: source.name.clone(),
         connection: source.connection.clone(),
@@ -58,8 +58,16 @@ pub(super) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     let (status, seen) = watch::channel(ReceiveStatus::default());
     // A task of its own: whoever reads the status and stops reading must not hold up the log.
     let reporter = tokio::spawn(report(context.output, seen));
+    let keeper = repository.fan_out().cloned().map(|all| {
+        let source = source.name.clone();
+        tokio::spawn(async move { all.keep_log(&source).await })
+    });
     let outcome = receive(&repository, &receive_options, until, &status, &context.cancel).await;
     reporter.abort();
+    if let Some(keeper) = keeper {
+        keeper.abort();
+    }
+    repository.settle().await;
     outcome.doing(|| format!("could not go on receiving the log of `{}`", source.name))?;
     Ok(Exit::Done)
 }
