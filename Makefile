@@ -52,6 +52,7 @@ fuzz: ## Feeds every decoder with what nobody would write: `make fuzz SECONDS=60
 bench: ## Measures against other tools: `make bench ONLY=full SIZE_GIB=8` a part of it, at that size.
 	scripts/install-deps.sh bench
 	cargo build --locked --release -p holdfast -p holdfast-lab
+	cargo build --locked --release -p holdfast-testkit --example s3_server
 	python3 bench/run.py $(if $(ONLY),--only $(ONLY)) $(if $(SIZE_GIB),--size-gib $(SIZE_GIB))
 
 format: ## Lays out the code as `make lint` wants it.

@@ -12,7 +12,22 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lib import chain, cluster, delta, full, growth, impact, incremental, replay, restore, results, system, wal
+from lib import (
+    chain,
+    cluster,
+    delta,
+    fan_out,
+    full,
+    growth,
+    impact,
+    incremental,
+    replay,
+    restore,
+    results,
+    s3,
+    system,
+    wal,
+)
 from lib.context import Context
 from lib.system import BenchError
 
@@ -28,6 +43,8 @@ PARTS = {
     "replay": replay.run,
     "impact": impact.run,
     "wal": wal.run,
+    "fan_out": fan_out.run,
+    "s3": s3.run,
 }
 OTHER_PEERS = ("pg_basebackup", "barman")
 NEED_PGBACKREST = {"full", "restore", "delta", "incremental", "chain", "growth", "impact"}
@@ -43,6 +60,8 @@ DISK = {
     "replay": (5, 2.5),
     "impact": (5, 3.5),
     "wal": (16, 0.0),
+    "fan_out": (1, 3.0),
+    "s3": (1, 2.0),
 }
 
 
@@ -73,6 +92,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=BENCH, metavar="DIR", help="where the results go (default bench)")
     parser.add_argument("--holdfast", type=Path, default=TARGET / "holdfast", metavar="PATH")
     parser.add_argument("--lab", type=Path, default=TARGET / "lab", metavar="PATH")
+    parser.add_argument("--s3-server", type=Path, default=TARGET / "examples" / "s3_server", metavar="PATH")
     parser.add_argument("--port", type=int, default=55470, metavar="N", help="of the servers' sockets; N+1 is used too")
     parser.add_argument(
         "--prepare", action="store_true", help="only make the workloads of these parts, which takes long, and keep them"
@@ -129,6 +149,7 @@ def run(options: argparse.Namespace, socket: Path) -> None:
         socket=socket,
         holdfast_program=own_copy(options.holdfast, work),
         pgbackrest_program=find_pgbackrest() if NEED_PGBACKREST & parts else Path(),
+        s3_program=options.s3_server,
         lab_program=own_copy(options.lab, work) if needs_lab else Path(),
         size_gib=options.size_gib,
         given_cluster=options.cluster.resolve() if options.cluster else None,

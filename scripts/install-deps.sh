@@ -91,7 +91,7 @@ install_packages() {
     demo) wanted+=("${servers[@]}") ;;
     lint) wanted+=(shellcheck) ;;
     bench)
-        wanted+=("${servers[@]}" python3 barman rsync zstd)
+        wanted+=("${servers[@]}" "${stores[@]}" python3 barman restic rsync zstd)
         [[ -n ${PGBACKREST:-} ]] || wanted+=(pgbackrest)
         ;;
     all) wanted+=("${servers[@]}" "${unpacking[@]}" "${stores[@]}" shellcheck) ;;

@@ -30,6 +30,7 @@ class Context:
     holdfast_program: Path
     pgbackrest_program: Path
     lab_program: Path
+    s3_program: Path
     size_gib: float
     given_cluster: Path | None
     repeat: int

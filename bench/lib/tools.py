@@ -147,6 +147,91 @@ class Holdfast(BackupTool):
         return [*self.restore_command(to), "--delta"]
 
 
+class HoldfastThree(Holdfast):
+    """The same, into three repositories at once."""
+
+    def set_up(self, server: Server) -> None:
+        identity = f"{self.directory}/identity.txt"
+        tables = [
+            f'[repository.{name}]\npath = "{self.repository / name}"\nidentity_file = "{identity}"\n'
+            for name in ("main", "second", "third")
+        ]
+        source = f'[source.chat]\nconnection = "{server.conninfo()}"\nrepository = "main"\n'
+        system.write_file(self.config, "".join(tables) + source + 'copies = ["second", "third"]\n')
+        measure.run(self.command("init", "main", "--new-identity", identity), self.log)
+        for name in ("second", "third"):
+            measure.run(self.command("init", name, "--like", "main"), self.log)
+
+
+class HoldfastS3(Holdfast):
+    """The same, into a bucket."""
+
+    def __init__(self, work: Path, program: Path, place: dict) -> None:
+        super().__init__(work, program, "holdfast_s3")
+        self._place = place
+
+    def set_up(self, server: Server) -> None:
+        credentials = self.directory / "credentials.toml"
+        system.write_file(
+            credentials,
+            f'access_key_id = "{self._place["access_key"]}"\nsecret_access_key = "{self._place["secret_key"]}"\n',
+        )
+        credentials.chmod(0o600)
+        identity = f"{self.directory}/identity.txt"
+        system.write_file(
+            self.config,
+            f'[repository.main]\nurl = "s3://holdfast/chat"\nendpoint = "{self._place["endpoint"]}"\n'
+            f'credentials_file = "{credentials}"\nidentity_file = "{identity}"\n'
+            f'[source.chat]\nconnection = "{server.conninfo()}"\n',
+        )
+        measure.run(self.command("init", "--new-identity", identity), self.log)
+
+    def stored_bytes(self) -> int:
+        return self._snapshots()[-1]["stored_bytes"]
+
+
+class Restic:
+    """Of a stopped cluster's files, with its defaults."""
+
+    name = "restic"
+
+    def __init__(self, work: Path, cluster: Path, place: dict) -> None:
+        self.directory = work / "restic"
+        self.log = work / "log" / "restic.log"
+        self._cluster = cluster
+        system.remove(self.directory)
+        system.make_directory(self.directory)
+        system.write_file(self.directory / "password", secrets.token_hex(16))
+        environment = {
+            "AWS_ACCESS_KEY_ID": place["access_key"],
+            "AWS_SECRET_ACCESS_KEY": place["secret_key"],
+            "RESTIC_REPOSITORY": f"s3:{place['endpoint']}/restic",
+            "RESTIC_PASSWORD_FILE": str(self.directory / "password"),
+            "RESTIC_CACHE_DIR": str(self.directory / "cache"),
+        }
+        self._prefix = ["env", *(f"{name}={value}" for name, value in environment.items()), "restic", "--quiet"]
+
+    @staticmethod
+    def is_there() -> bool:
+        return shutil.which("restic") is not None
+
+    @staticmethod
+    def version() -> str:
+        return system.command_output(["restic", "version"]).split()[1]
+
+    def make(self) -> None:
+        measure.run([*self._prefix, "init"], self.log)
+
+    def backup_command(self) -> list[str]:
+        return [*self._prefix, "backup", str(self._cluster)]
+
+    def restore_command(self, to: Path) -> list[str]:
+        return [*self._prefix, "restore", "latest", "--target", str(to)]
+
+    def remove(self) -> None:
+        system.remove(self.directory)
+
+
 class PgBackRest(BackupTool):
     """Encrypted, zstd level 3, block and bundle storage, two processes; the log by its archive_command."""
 

@@ -21,6 +21,8 @@ use crate::scan::Scan;
 use crate::snapshot::Job;
 use crate::worker::{Output, Sealed, Shared, work};
 
+/// Packs on their way to the store at once, at least: from far away each takes longer than it takes to fill one.
+const UPLOADS: usize = 4;
 /// Pages of a relation's segment file, 1 GiB: PostgreSQL's default, which every distribution keeps.
 pub(crate) const RELSEG_BLOCKS: u32 = 131_072;
 
@@ -239,7 +241,7 @@ impl Uploader {
             match next {
                 None => break,
                 Some(Sealed::Pack { bytes, id }) => {
-                    while self.running.len() >= self.parallel {
+                    while self.running.len() >= self.parallel.max(UPLOADS) {
                         join(&mut self.running).await?;
                     }
                     let epoch = self.epoch.clone();

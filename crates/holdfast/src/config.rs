@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_backup::{Impact, LatencyLimit, Limit, ReplayBound, Windows};
-use holdfast_policy::Retention;
+use holdfast_policy::{Places, Retention};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
@@ -38,6 +38,8 @@ pub(crate) struct Config {
 pub(crate) struct RepositorySettings {
     pub(crate) name: String,
     pub(crate) location: Location,
+    /// What may be lost at once.
+    pub(crate) site: Option<String>,
     pub(crate) identity_file: Option<PathBuf>,
     pub(crate) identity_passphrase_file: Option<PathBuf>,
     /// What the repository's own recipients must equal.
@@ -80,6 +82,8 @@ pub(crate) struct Source {
     pub(crate) wal: WalSettings,
     /// `None`: everything is kept.
     pub(crate) retention: Option<RetentionSettings>,
+    /// `None`: nothing is promised about it.
+    pub(crate) places: Option<Places>,
 }
 
 impl Source {

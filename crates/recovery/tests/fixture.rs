@@ -25,7 +25,14 @@ async fn keyring() -> Keyring {
 
 #[tokio::test]
 async fn version_1_verifies() {
-    let options = VerifyOptions { source: None, parallel: 2, inspect_log: Some(inspect_log), keeps_log: None };
+    let options = VerifyOptions {
+        source: None,
+        parallel: 2,
+        inspect_log: Some(inspect_log),
+        keeps_log: None,
+        budget: None,
+        by: None,
+    };
     let report = verify(&keyring().await, &options, &Progress::new()).await.unwrap();
     assert_eq!(report.findings, []);
     assert_eq!(report.snapshots, 1);

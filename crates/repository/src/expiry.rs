@@ -145,6 +145,8 @@ pub struct Candidate {
     /// By the store's clock, or by that of the writer if it says earlier, as for what was copied.
     pub taken_at: Micros,
     pub pin: Option<Pin>,
+    /// Everything that it needs was proved by a verification. Not looked for unless somebody asks.
+    pub is_verified: bool,
 }
 
 /// Says whether log has to stay: of which source and cluster, on which timeline, from where to where.
@@ -252,10 +254,11 @@ impl Sorting {
 
 /// Names what is to go by now, and removes what was named before and still is to go.
 ///
-/// `decide` is asked once, with all snapshots and the time.
+/// `decide` is asked once, with all snapshots and the time. `needs_proof`: it wants to know which are verified.
 pub async fn expire(
     keyring: &Keyring,
     decide: impl Fn(&[Candidate], Micros) -> Fate,
+    needs_proof: bool,
     is_dry_run: bool,
     progress: &Progress,
 ) -> Result<Expired, RepositoryError> {
@@ -265,7 +268,15 @@ pub async fn expire(
     let now = if is_dry_run { SystemTime::now() } else { repository.store_time().await? };
     let posted = repository.posted().await?;
     // Behind the time: what refers to something that was named for long enough by then is there.
-    let candidates = candidates(repository).await?;
+    let mut candidates = candidates(repository).await?;
+    if needs_proof {
+        let ledger = repository.ledger().await?;
+        for candidate in &mut candidates {
+            let stored = keyring.snapshot(&candidate.source, &candidate.summary.id).await;
+            let manifest = stored.map_err(unreadable(&candidate.name))?.manifest;
+            candidate.is_verified = ledger.has_proved(&manifest);
+        }
+    }
     let fate = decide(&candidates, micros(now));
     let mut sorting = Sorting {
         now,
@@ -379,6 +390,7 @@ pub async fn candidates(repository: &Repository) -> Result<Vec<Candidate>, Repos
                 source: source.clone(),
                 taken_at: summary.stopped_at.min(micros(entry.stored_at)),
                 pin: pins.get(&summary.id).cloned(),
+                is_verified: false,
                 name: entry.name,
                 summary,
             });

@@ -156,7 +156,7 @@ impl Member {
             };
             let left = if is_patient { PATIENCE.saturating_sub(stalled) } else { Duration::ZERO };
             if left.is_zero() {
-                self.fail(if is_patient {
+                self.fail(if stalled >= PATIENCE {
                     format!("it has taken nothing for {} s", PATIENCE.as_secs())
                 } else {
                     "it is slower than what is to be written".to_owned()

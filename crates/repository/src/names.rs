@@ -27,6 +27,7 @@ impl Names {
     pub const UNFINISHED: &str = "unfinished";
     pub const EXPIRED: &str = "expired";
     pub const PINS: &str = "pins";
+    pub const PROVED: &str = "proved";
     pub(crate) const PROBE: &str = "probe";
 
     /// Whether a source may be called so: its name becomes part of the names of its objects.
@@ -40,6 +41,10 @@ impl Names {
     /// What is made and deleted to see what a store does.
     pub(crate) fn probe(id: RepositoryId) -> ObjectName {
         name(format!("{}/{id}", Self::PROBE))
+    }
+
+    pub(crate) fn proved(id: RepositoryId) -> ObjectName {
+        name(format!("{}/{id}", Self::PROVED))
     }
 
     pub fn config(generation: u32) -> ObjectName {

@@ -19,8 +19,9 @@ pub struct Pin {
 }
 
 impl Repository {
-    /// Keeps a snapshot. A later pin replaces an earlier one.
-    pub async fn pin(&self, source: &str, id: &SnapshotId, pin: &Pin) -> Result<(), RepositoryError> {
+    /// Keeps a snapshot. A later pin replaces an earlier one. Says whether it was named for removal before: then a run of expiry that
+    /// goes on at this moment may have decided already.
+    pub async fn pin(&self, source: &str, id: &SnapshotId, pin: &Pin) -> Result<bool, RepositoryError> {
         // It must be there, and is not while somebody removes it.
         let manifest = Names::snapshot(source, id);
         self.store.size(&manifest).await?;
@@ -31,7 +32,7 @@ impl Repository {
             return Err(RepositoryError::Conflict { name: name.to_string() });
         }
         self.store.size(&manifest).await?;
-        Ok(())
+        Ok(self.doomed().await?.has_snapshot(source, id))
     }
 
     /// Takes all pins of a snapshot away. Says whether there were any.

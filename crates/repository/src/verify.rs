@@ -1,6 +1,6 @@
 //! Proving that everything a repository promises can be read back.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use holdfast_format::ObjectKind;
@@ -10,12 +10,12 @@ use holdfast_format::map::{FrameRef, Map};
 use holdfast_format::object::FrameLocation;
 use holdfast_runtime::{Phase, Progress};
 use holdfast_store::{Listed, ObjectName};
-use holdfast_types::{PackId, Segment};
+use holdfast_types::{Micros, PackId, Segment};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::{KeepsLog, Keyring, Lineage, LogObject, LogRange, LogView, Names, RepositoryError};
+use crate::{KeepsLog, Keyring, Ledger, Lineage, LogObject, LogRange, LogView, Names, Prover, RepositoryError};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -46,7 +46,40 @@ pub struct VerifyReport {
     pub maps: u64,
     pub log_objects: u64,
     pub bytes: u64,
+    /// Within a budget: what it did not suffice for. That was proved more recently than all that was read now.
+    pub left: Option<Unread>,
     pub findings: Vec<Finding>,
+}
+
+/// What was not read this time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Unread {
+    pub objects: u64,
+    pub bytes: u64,
+    /// When the one that waits longest was proved; `None`: never.
+    pub oldest: Option<Micros>,
+}
+
+/// How much is read in one run, of packs, maps and log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    Bytes(u64),
+    /// In percent of all that there is.
+    Share(u8),
+}
+
+/// What this run reads, and what of that was good.
+#[derive(Debug, Default)]
+struct Run {
+    /// `None`: everything.
+    chosen: Option<HashSet<ObjectName>>,
+    proved: Vec<ObjectName>,
+}
+
+impl Run {
+    fn is_chosen(&self, name: &ObjectName) -> bool {
+        self.chosen.as_ref().is_none_or(|chosen| chosen.contains(name))
+    }
 }
 
 impl VerifyReport {
@@ -83,6 +116,10 @@ pub struct VerifyOptions {
     pub inspect_log: Option<InspectLog>,
     /// What log the promises need: what is missing of other log has expired. `None`: all of it.
     pub keeps_log: Option<KeepsLog>,
+    /// How much to read: what was proved longest ago comes first. `None`: everything.
+    pub budget: Option<Budget>,
+    /// Who says so in the ledger. `None`: nothing is noted.
+    pub by: Option<Prover>,
 }
 
 /// Says what is wrong with the plain bytes of a log object.
@@ -122,20 +159,83 @@ pub async fn verify(
         Some(source) => vec![source.clone()],
         None => repository.sources().await?,
     };
+    let ledger = repository.ledger().await?;
+    let mut run = Run::default();
+    let all = candidates(keyring, &sources).await?;
+    if let Some(budget) = options.budget {
+        let (chosen, left) = choose(&all, &ledger, budget);
+        (run.chosen, report.left) = (Some(chosen), Some(left));
+    }
     let mut uses = HashMap::new();
     for source in &sources {
         let mut summaries = Vec::new();
         for entry in repository.snapshots(source).await? {
             report.snapshots += 1;
-            if let Some(manifest) = check_snapshot(keyring, &entry.name, source, &mut uses, &mut report).await? {
+            if let Some(manifest) =
+                check_snapshot(keyring, &entry.name, source, &mut run, &mut uses, &mut report).await?
+            {
                 summaries.push(manifest.summary);
             }
         }
-        check_log(keyring, source, &summaries, options, progress, &mut report).await?;
+        check_log(keyring, source, &summaries, (options, progress), &mut run, &mut report).await?;
     }
-    check_packs(keyring, uses, options, progress, &mut report).await?;
+    check_packs(keyring, uses, (options, progress), &mut run, &mut report).await?;
+    if let Some(by) = &options.by {
+        let exists: HashSet<ObjectName> = all.into_keys().collect();
+        let exists = options.source.is_none().then_some(&exists);
+        let now = Micros::new(jiff::Timestamp::now().as_microsecond());
+        // Whoever may only read can prove things all the same.
+        if let Err(error) = repository.note_proved(&ledger, by, &run.proved, exists, now).await {
+            report.note(Names::PROVED, format!("what was proved could not be noted: {}", chain(&error)));
+        }
+    }
     report.findings.sort_by(|a, b| (b.severity, &a.object).cmp(&(a.severity, &b.object)));
     Ok(report)
+}
+
+/// Everything that may be read, with its size: what manifests that can be read refer to, and the log.
+async fn candidates(keyring: &Keyring, sources: &[String]) -> Result<HashMap<ObjectName, u64>, RepositoryError> {
+    let repository = keyring.repository();
+    let mut all = HashMap::new();
+    for source in sources {
+        for entry in repository.snapshots(source).await? {
+            let Ok(id) = entry.name.file_name().parse() else { continue };
+            // What is wrong with it is found out below.
+            let Ok(stored) = keyring.snapshot(source, &id).await else { continue };
+            all.extend(stored.manifest.packs.iter().map(|pack| (Names::pack(pack.id), pack.bytes)));
+            all.extend(stored.manifest.maps.iter().map(|map| (Names::map(map.id), map.bytes)));
+        }
+        for lineage in repository.lineages(source).await? {
+            let view = repository.log(source, lineage).await?;
+            let objects = view.timelines().flat_map(|timeline| view.objects(timeline));
+            all.extend(objects.map(|object| (object.name.clone(), object.size)));
+        }
+    }
+    Ok(all)
+}
+
+/// What was proved longest ago, as far as the budget goes; at least one object. Also says what is left.
+fn choose(all: &HashMap<ObjectName, u64>, ledger: &Ledger, budget: Budget) -> (HashSet<ObjectName>, Unread) {
+    let budget = match budget {
+        Budget::Bytes(bytes) => bytes,
+        Budget::Share(share) => (u128::from(all.values().sum::<u64>()) * u128::from(share) / 100) as u64,
+    };
+    let mut sorted: Vec<_> = all.iter().map(|(name, size)| (ledger.at(name), name, *size)).collect();
+    // What was never proved is `None`, which is the smallest.
+    sorted.sort_unstable();
+    let (mut chosen, mut left, mut spent) = (HashSet::new(), Unread::default(), 0u64);
+    for (proved, name, size) in sorted {
+        if chosen.is_empty() || (left.objects == 0 && spent.saturating_add(size) <= budget) {
+            spent += size;
+            chosen.insert(name.clone());
+        } else {
+            if left.objects == 0 {
+                left.oldest = proved;
+            }
+            (left.objects, left.bytes) = (left.objects + 1, left.bytes + size);
+        }
+    }
+    (chosen, left)
 }
 
 /// An error that is about one object becomes a finding; one that keeps us from looking ends the verification.
@@ -181,6 +281,7 @@ async fn check_snapshot(
     keyring: &Keyring,
     name: &ObjectName,
     source: &str,
+    run: &mut Run,
     uses: &mut HashMap<PackId, PackUse>,
     report: &mut VerifyReport,
 ) -> Result<Option<Manifest>, RepositoryError> {
@@ -202,11 +303,21 @@ async fn check_snapshot(
         usage.snapshots.insert(format!("snapshot {id}"));
     }
     for map in &manifest.maps {
+        let map_name = Names::map(map.id);
         report.maps += 1;
+        if !run.is_chosen(&map_name) {
+            if let Err(error) = keyring.repository().store().size(&map_name).await {
+                report.error(&map_name, finding_or_failure(error.into())?, affects.clone());
+            }
+            continue;
+        }
         report.bytes += map.bytes;
         match keyring.map(map.id).await {
-            Ok(map) => note_uses(&map, &manifest, uses, name, report),
-            Err(error) => report.error(Names::map(map.id), finding_or_failure(error)?, affects.clone()),
+            Ok(map) => {
+                run.proved.push(map_name);
+                note_uses(&map, &manifest, uses, name, report);
+            }
+            Err(error) => report.error(map_name, finding_or_failure(error)?, affects.clone()),
         }
     }
     for page in &manifest.damage {
@@ -240,8 +351,8 @@ fn note_uses(
 async fn check_packs(
     keyring: &Keyring,
     mut uses: HashMap<PackId, PackUse>,
-    options: &VerifyOptions,
-    progress: &Progress,
+    (options, progress): (&VerifyOptions, &Progress),
+    run: &mut Run,
     report: &mut VerifyReport,
 ) -> Result<(), RepositoryError> {
     let stored: BTreeMap<ObjectName, Listed> = keyring
@@ -256,7 +367,8 @@ async fn check_packs(
     for (name, listed) in &stored {
         let usage = name.file_name().parse().ok().and_then(|id: PackId| uses.remove(&id));
         match usage {
-            Some(usage) => work.push((listed.clone(), usage)),
+            Some(usage) if run.is_chosen(name) => work.push((listed.clone(), usage)),
+            Some(_) => report.packs += 1,
             None => unused = (unused.0 + 1, unused.1 + listed.size),
         }
     }
@@ -287,8 +399,11 @@ async fn check_packs(
     }
     while let Some(finished) = tasks.join_next().await {
         let Ok((listed, usage, outcome)) = finished else { continue };
-        if let Err(error) = outcome {
-            report.error(&listed.name, finding_or_failure(error)?, usage.snapshots.into_iter().collect());
+        match outcome {
+            Ok(()) => run.proved.push(listed.name),
+            Err(error) => {
+                report.error(&listed.name, finding_or_failure(error)?, usage.snapshots.into_iter().collect());
+            }
         }
     }
     Ok(())
@@ -324,8 +439,8 @@ async fn check_log(
     keyring: &Keyring,
     source: &str,
     snapshots: &[Summary],
-    options: &VerifyOptions,
-    progress: &Progress,
+    (options, progress): (&VerifyOptions, &Progress),
+    run: &mut Run,
     report: &mut VerifyReport,
 ) -> Result<(), RepositoryError> {
     let repository = keyring.repository();
@@ -338,7 +453,7 @@ async fn check_log(
     }
     for lineage in lineages {
         let view = repository.log(source, lineage).await?;
-        let damaged = read_all_log(keyring, &view, options, progress, report).await?;
+        let damaged = read_all_log(keyring, &view, (options, progress), run, report).await?;
         check_reach(&view, snapshots, &damaged, options.keeps_log.as_ref(), report);
         check_partials(keyring, source, lineage, report).await?;
         check_changes(keyring, source, lineage, &view, report).await?;
@@ -406,11 +521,13 @@ async fn check_partials(
 async fn read_all_log(
     keyring: &Keyring,
     view: &LogView,
-    options: &VerifyOptions,
-    progress: &Progress,
+    (options, progress): (&VerifyOptions, &Progress),
+    run: &mut Run,
     report: &mut VerifyReport,
 ) -> Result<BTreeSet<ObjectName>, RepositoryError> {
-    let objects: Vec<_> = view.timelines().flat_map(|timeline| view.objects(timeline)).cloned().collect();
+    let objects = view.timelines().flat_map(|timeline| view.objects(timeline));
+    let (objects, others): (Vec<LogObject>, Vec<_>) = objects.cloned().partition(|object| run.is_chosen(&object.name));
+    report.log_objects += others.len() as u64;
     progress.begin(Phase("verifying log"), objects.iter().map(|object| object.size).sum());
     let gate = Arc::new(Semaphore::new(options.parallel.max(1)));
     let mut tasks = JoinSet::new();
@@ -437,11 +554,14 @@ async fn read_all_log(
     let mut damaged = BTreeSet::new();
     while let Some(finished) = tasks.join_next().await {
         let Ok((object, outcome)) = finished else { continue };
-        if let Err(error) = outcome {
-            let affects =
-                vec![format!("recovery on timeline {} past {}", object.segment.timeline(), object.range.start)];
-            report.error(&object.name, finding_or_failure(error)?, affects);
-            damaged.insert(object.name);
+        match outcome {
+            Ok(()) => run.proved.push(object.name),
+            Err(error) => {
+                let affects =
+                    vec![format!("recovery on timeline {} past {}", object.segment.timeline(), object.range.start)];
+                report.error(&object.name, finding_or_failure(error)?, affects);
+                damaged.insert(object.name);
+            }
         }
     }
     Ok(damaged)

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
+mod shared;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::Range;
@@ -14,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_format::manifest::{Manifest, MapRef, Owner, PackSize, SnapshotKind, Summary};
+use holdfast_format::manifest::{MapRef, PackSize};
 use holdfast_format::map::Map;
 use holdfast_repository::{
     Candidate, Expired, Fate, Identities, KeepsLog, Keyring, Names, NewIdentity, Repository, RepositoryError, copy,
@@ -22,7 +24,7 @@ use holdfast_repository::{
 };
 use holdfast_runtime::{Clock, Progress};
 use holdfast_store::{Cause, Created, Listed, ObjectName, Store, StoreError};
-use holdfast_types::{Lsn, Micros, PackId, SegmentSize, SnapshotId, SystemId, Timeline};
+use holdfast_types::{Micros, PackId, SnapshotId};
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
@@ -289,41 +291,9 @@ async fn backup(world: &World, identities: &Arc<Identities>, skew: i64, dies: bo
     let (map, map_bytes) = epoch.put_map(&Map::default()).await?;
     let now = Micros::new(world.now().as_micros() as i64 + skew * 1_000_000);
     let stamp = jiff::Timestamp::from_microsecond(now.get()).unwrap().strftime("%Y%m%dT%H%M%SZ").to_string();
-    let summary = Summary {
-        id: SnapshotId::new(&stamp, random()).unwrap(),
-        source: "chat".to_owned(),
-        kind: SnapshotKind::Incremental,
-        base: None,
-        server_version: 150_000,
-        system_id: SystemId::new(7),
-        timeline: Timeline::FIRST,
-        start_lsn: Lsn::new(40),
-        stop_lsn: Lsn::new(500),
-        segment_size: SegmentSize::DEFAULT,
-        started_at: now,
-        stopped_at: now,
-        from_standby: false,
-        bytes: 1,
-        files: 1,
-        read_bytes: None,
-        stored_bytes: 1,
-        damaged_pages: 0,
-        made_by: "test".to_owned(),
-    };
-    let manifest = Manifest {
-        summary,
-        maps: vec![MapRef { id: map, bytes: map_bytes, entries: 0 }],
-        packs,
-        backup_label: Vec::new(),
-        tablespace_map: Vec::new(),
-        pg_control: Vec::new(),
-        tablespaces: Vec::new(),
-        owner: Owner { user: "postgres".to_owned(), group: "postgres".to_owned() },
-        data_directory: "/data".to_owned(),
-        config_files: Vec::new(),
-        parameters: Vec::new(),
-        damage: Vec::new(),
-    };
+    let id = SnapshotId::new(&stamp, random()).unwrap();
+    let maps = vec![MapRef { id: map, bytes: map_bytes, entries: 0 }];
+    let manifest = shared::manifest(id, now, packs, maps);
     epoch.commit(&manifest).await?;
     let needed: Vec<_> = manifest.packs.iter().map(|pack| Names::pack(pack.id)).chain([Names::map(map)]).collect();
     let name = Names::snapshot("chat", &manifest.summary.id);
@@ -346,7 +316,8 @@ async fn expire_once(
     kept: usize,
 ) -> Result<Expired, RepositoryError> {
     let repository = world.repository(lives).await?;
-    expire(&keyring(&repository, identities), |candidates, _| decide(kept, candidates), false, &Progress::new()).await
+    expire(&keyring(&repository, identities), |candidates, _| decide(kept, candidates), false, false, &Progress::new())
+        .await
 }
 
 async fn expire_often(world: World, identities: Arc<Identities>) {

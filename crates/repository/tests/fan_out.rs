@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by panic")]
 
+mod shared;
+
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +12,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use holdfast_repository::{FanOut, FanOutSettings, NewIdentity, Repository, RepositoryError, Sibling};
+use holdfast_format::manifest::{MapRef, PackSize};
+use holdfast_format::map::Map;
+use holdfast_repository::{FanOut, FanOutSettings, Names, NewIdentity, Repository, RepositoryError, Sibling};
 use holdfast_runtime::Cancel;
 use holdfast_store::{Cause, Created, Directory, Listed, ObjectName, Store, StoreError};
-use holdfast_types::{Micros, PackId};
+use holdfast_types::{Micros, PackId, SnapshotId};
 
 /// A directory that can fail, and stand still.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ impl Store for Shaky {
     }
 
     async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
+        // It takes longer than anything else.
+        self.ask(name.as_str()).await?;
         self.ask(name.as_str()).await?;
         self.store.create(name, bytes).await
     }
@@ -194,7 +200,7 @@ async fn what_is_required_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn log_does_not_wait_for_one_that_stands_still_and_gets_there_later() {
+async fn log_does_not_wait_for_one_that_stands_still() {
     let three = Three::make().await;
     let repository = three.open(&[], false).await.unwrap();
     three.stores[1].delay.store(3_600_000, Ordering::Relaxed);
@@ -205,6 +211,8 @@ async fn log_does_not_wait_for_one_that_stands_still_and_gets_there_later() {
     }
     // 256 MiB are more than what waits in memory.
     assert_eq!(troubles(&repository), [false, true, false]);
+    let why = repository.fan_out().unwrap().status()[1].trouble.clone().unwrap();
+    assert!(why.contains("slower"), "nobody waited: {why}");
     assert_eq!(three.packs(1).await, 0);
 }
 
@@ -219,9 +227,37 @@ async fn another_repository_is_not_written_to() {
     let three = Three { stores: vec![three.stores[0].clone(), stranger.clone(), three.stores[2].clone()], ..three };
     let repository = three.open(&[], true).await.unwrap();
     assert_eq!(troubles(&repository), [false, true, false]);
+    assert!(repository.fan_out().unwrap().status()[1].trouble.clone().unwrap().contains("not of one content"));
     repository.begin_epoch().await.unwrap();
     repository.settle().await;
     assert_eq!(stranger.list("", None, 100).await.unwrap(), before);
+}
+
+/// What a base has brought may never have got there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_only_where_everything_is_that_it_needs() {
+    let three = Three::make().await;
+    let repository = three.open(&[], true).await.unwrap();
+    let epoch = repository.begin_epoch().await.unwrap();
+    let mut packs = Vec::new();
+    for number in 0..3 {
+        let (bytes, id) = pack(number);
+        packs.push(PackSize { id, bytes: bytes.len() as u64 });
+        epoch.put_pack(bytes, id).await.unwrap();
+    }
+    repository.settle().await;
+    three.stores[1].store.delete(&Names::pack(packs[0].id)).await.unwrap();
+    let (map, bytes) = epoch.put_map(&Map::default()).await.unwrap();
+    let id = SnapshotId::new("20261121T101500Z", [7; 4]).unwrap();
+    let maps = vec![MapRef { id: map, bytes, entries: 0 }];
+    epoch.commit(&shared::manifest(id.clone(), Micros::new(5), packs, maps)).await.unwrap();
+    assert_eq!(troubles(&repository), [false, true, false]);
+    let name = Names::snapshot("chat", &id);
+    let mut is_there = Vec::new();
+    for store in &three.stores {
+        is_there.push(store.size(&name).await.is_ok());
+    }
+    assert_eq!(is_there, [true, false, true]);
 }
 
 /// Deletions come after what was created before them, everywhere.

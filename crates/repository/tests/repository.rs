@@ -135,7 +135,8 @@ impl Fixture {
     }
 
     async fn verify(&self) -> VerifyReport {
-        let options = VerifyOptions { source: None, parallel: 4, inspect_log: None, keeps_log: None };
+        let options =
+            VerifyOptions { source: None, parallel: 4, inspect_log: None, keeps_log: None, budget: None, by: None };
         verify(&keyring(&self.repository, &self.identity), &options, &Progress::new()).await.unwrap()
     }
 
@@ -227,7 +228,8 @@ async fn a_key_that_is_opened_by_nobody_is_damage_where_others_are_opened() {
     let first = fixture.objects("keys").remove(0);
     let sound = fs::read(&first).unwrap();
     harm(&first);
-    let options = VerifyOptions { source: None, parallel: 4, inspect_log: None, keeps_log: None };
+    let options =
+        VerifyOptions { source: None, parallel: 4, inspect_log: None, keeps_log: None, budget: None, by: None };
     let keys = keyring(&fixture.repository, &fixture.identity);
     let refused = verify(&keys, &options, &Progress::new()).await.unwrap_err();
     assert!(matches!(refused, RepositoryError::WrongKey { .. }), "the only one: {refused:?}");

@@ -140,6 +140,14 @@ fn explain(error: &opendal::Error) -> String {
         };
     }
     let mut text: String = error.message().chars().take(200).collect();
+    if text.is_empty() {
+        // An answer without a word, as a proxy gives it.
+        let all = error.to_string();
+        let status =
+            all.split_once("status: ").map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect());
+        text = status
+            .map_or_else(|| error.kind().to_string(), |status: String| format!("it answers with status {status}"));
+    }
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         if cause.source().is_none() {

@@ -80,6 +80,10 @@ async fn failures_are_told_from_absence() {
         let (store, _proxy) = failing("failing", is_get, fault);
         let error = store.read(&name("there")).await.unwrap_err();
         assert!(error.is_retryable(), "{fault:?}: {error:?}");
+        assert_ne!(error.cause.to_string(), "", "{fault:?}");
+        if let Fault::Status(status) = fault {
+            assert!(error.cause.to_string().contains(&status.to_string()), "{error:?}");
+        }
         let error = store.read_range(&name("there"), 10..20_000).await.unwrap_err();
         assert!(error.is_retryable(), "{fault:?}: {error:?}");
     }

@@ -19,6 +19,7 @@
 mod azurite;
 mod ceph;
 mod daemon;
+mod delay_proxy;
 mod fault_proxy;
 mod postgres;
 mod process;
@@ -31,6 +32,7 @@ mod wait;
 
 pub use azurite::Azurite;
 pub use ceph::Ceph;
+pub use delay_proxy::DelayProxy;
 pub use fault_proxy::{Fault, FaultProxy, Request};
 pub use postgres::{Postgres, PostgresBuilder, StartError, StopMode};
 pub use ssh::SshServer;

@@ -1,7 +1,10 @@
 mod checklist;
 mod keys;
+mod places;
 mod server;
 mod storage;
+
+use std::collections::BTreeMap;
 
 use clap::Args;
 use holdfast_repository::Repository;
@@ -55,6 +58,7 @@ async fn check_all(
     sources: &[&Source],
     checklist: &mut Checklist,
 ) -> Result<(), Failure> {
+    let mut opened = BTreeMap::new();
     for settings in config.repositories() {
         let theirs: Vec<_> = sources.iter().filter(|source| source.is_kept_in(&settings.name)).collect();
         if only_theirs && theirs.is_empty() {
@@ -64,10 +68,14 @@ async fn check_all(
         if let Some(repository) = &repository {
             keys::check(settings, repository, checklist).await;
         }
-        for source in theirs {
+        for source in theirs.iter().filter(|source| source.repository == settings.name) {
             server::check(source, repository.as_ref(), checklist).await;
             storage::check_spool(source, checklist);
         }
+        opened.insert(settings.name.clone(), repository);
+    }
+    for source in sources {
+        places::check(config, source, &opened, checklist).await;
     }
     Ok(())
 }

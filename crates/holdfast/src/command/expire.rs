@@ -65,7 +65,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
             }
             fate
         };
-        let outcome = expire(&keyring, choose, dry_run, &progress).await;
+        let needs_proof = rules.values().any(|settings| settings.rules.minimum > 0);
+        let outcome = expire(&keyring, choose, needs_proof, dry_run, &progress).await;
         drop(shown);
         let expired = outcome.doing(|| format!("could not expire what is in the repository `{}`", settings.name))?;
         results.push((settings.name.clone(), expired, decisions.into_inner().unwrap_or_default()));
@@ -98,7 +99,7 @@ fn point(candidate: &Candidate) -> Point {
         start_lsn: summary.start_lsn,
         stop_lsn: summary.stop_lsn,
         segment_size: summary.segment_size,
-        is_verified: false,
+        is_verified: candidate.is_verified,
         pin: candidate.pin.as_ref().map(|pin| Pin { why: pin.why.clone(), until: pin.until.map(timestamp) }),
     }
 }

@@ -64,14 +64,21 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     }
     let settings = config.repository_of(&source)?;
     let repository = context.repository(settings).await?;
-    match repository.pin(&source, &snapshot, &Pin { why, until, at }).await {
+    let was_named = match repository.pin(&source, &snapshot, &Pin { why, until, at }).await {
         Err(error) if RepositoryError::is_not_found(&error) => {
             let location = repository.location();
             return Err(CommandError::NoSuchSnapshot { source_name: source, id: snapshot.to_string(), location }.into());
         }
         outcome => outcome.doing(|| format!("could not pin the snapshot {snapshot} of `{source}`"))?,
+    };
+    if was_named {
+        context.output.note(
+            "It was about to be removed. If `holdfast expire` runs at this moment, look with `holdfast list` afterwards whether it \
+             is still there.",
+        );
     }
-    context.output.result(&serde_json::json!({ "pinned": snapshot }), || format!("{snapshot} is kept\n"))?;
+    let json = serde_json::json!({ "pinned": snapshot, "was_named": was_named });
+    context.output.result(&json, || format!("{snapshot} is kept\n"))?;
     Ok(Exit::Done)
 }
 

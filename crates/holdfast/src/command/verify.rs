@@ -1,7 +1,7 @@
 use std::error::Error;
 
 use clap::Args;
-use holdfast_repository::{RepositoryError, Severity, VerifyOptions, VerifyReport, verify};
+use holdfast_repository::{Budget, Prover, RepositoryError, Severity, Unread, VerifyOptions, VerifyReport, verify};
 use holdfast_runtime::Progress;
 
 use crate::config::{RepositorySettings, default_parallel};
@@ -9,10 +9,12 @@ use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::{Doing as _, Failure};
 use crate::table::{self, Lines as _, Table};
+use crate::time;
 
 const EXAMPLES: &str = "\
 Examples:
   holdfast verify
+  holdfast verify --budget 10%
   holdfast verify --source chat --json";
 
 /// Proves that everything in the repositories can be read back.
@@ -26,6 +28,13 @@ pub(crate) struct Options {
     #[arg(long)]
     source: Option<String>,
 
+    /// Read no more than this, as in 50GiB or 10%: what was proved longest ago comes first.
+    ///
+    /// What earlier runs have proved is kept in the repository. Run every day with 10%, everything is read every ten days. That all
+    /// objects are there, and the log without gaps, is looked at each time.
+    #[arg(long, value_name = "SIZE|PERCENT", value_parser = budget)]
+    budget: Option<Budget>,
+
     /// How many objects are read at once.
     #[arg(long, value_name = "N", value_parser = super::parallel)]
     parallel: Option<usize>,
@@ -33,7 +42,7 @@ pub(crate) struct Options {
 
 pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Failure> {
     let config = context.config()?;
-    let Options { source, parallel } = options;
+    let Options { source, parallel, budget } = options;
     let repositories: Vec<&RepositorySettings> = match &source {
         Some(source) => config.repositories_of(source, None)?,
         None => config.repositories().collect(),
@@ -46,6 +55,8 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
         parallel: parallel.unwrap_or_else(default_parallel),
         inspect_log: Some(holdfast_recovery::inspect_log),
         keeps_log: None,
+        budget,
+        by: Some(Prover { host: host(), version: env!("CARGO_PKG_VERSION").to_owned() }),
     };
     let mut results = Vec::new();
     for settings in repositories {
@@ -81,6 +92,20 @@ pub(crate) async fn run(context: &Context, options: Options) -> Result<Exit, Fai
     Ok(if has_errors { Exit::Losses } else { Exit::Done })
 }
 
+fn budget(text: &str) -> Result<Budget, String> {
+    match text.strip_suffix('%') {
+        Some(share) => match share.parse() {
+            Ok(share @ 1..=100) => Ok(Budget::Share(share)),
+            _ => Err("expected a share from 1% to 100%".to_owned()),
+        },
+        None => Ok(Budget::Bytes(super::positive_size(text)?.get())),
+    }
+}
+
+fn host() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
 /// A repository whose configuration is lost is a finding, as any other damage is.
 fn lost_config<'a>(failure: &'a (dyn Error + 'static)) -> Option<&'a RepositoryError> {
     std::iter::successors(Some(failure), |error: &&(dyn Error + 'static)| (*error).source())
@@ -89,7 +114,7 @@ fn lost_config<'a>(failure: &'a (dyn Error + 'static)) -> Option<&'a RepositoryE
 }
 
 fn text(name: &str, report: &VerifyReport) -> String {
-    let VerifyReport { snapshots, packs, maps, log_objects, bytes, findings } = report;
+    let VerifyReport { snapshots, packs, maps, log_objects, bytes, left, findings } = report;
     let mut text = format!(
         "repository `{name}`: {}, {}, {}, {}, {} read\n",
         table::count(*snapshots, "snapshot"),
@@ -113,9 +138,19 @@ fn text(name: &str, report: &VerifyReport) -> String {
     }
     text.push_str(&found.text());
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    match errors {
-        0 => text.push_str("everything can be read back\n"),
-        errors => text.line(format_args!("ERRORS: {errors}; what was promised cannot all be read back")),
+    if let Some(Unread { objects, bytes, oldest }) = left.filter(|left| left.objects > 0) {
+        let oldest =
+            oldest.map_or_else(|| "some never".to_owned(), |at| format!("the oldest on {}", time::show_seconds(at)));
+        text.line(format_args!(
+            "not read this time: {}, {}; proved before, {oldest}",
+            table::count(objects, "object"),
+            table::size(bytes)
+        ));
+    }
+    match (errors, left) {
+        (0, Some(_)) => text.push_str("everything is there, and what was read can be read back\n"),
+        (0, None) => text.push_str("everything can be read back\n"),
+        (errors, _) => text.line(format_args!("ERRORS: {errors}; what was promised cannot all be read back")),
     }
     text
 }

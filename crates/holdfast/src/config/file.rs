@@ -29,6 +29,7 @@ pub(super) struct RepositoryToml {
     pub(super) credentials_file: Value<String>,
     pub(super) ssh_key_file: Value<String>,
     pub(super) known_hosts_file: Value<String>,
+    pub(super) site: Value<String>,
     pub(super) identity_file: Value<String>,
     pub(super) identity_passphrase_file: Value<String>,
     pub(super) recipients: Option<Vec<Spanned<String>>>,
@@ -49,6 +50,14 @@ pub(super) struct SourceToml {
     #[serde(default)]
     pub(super) wal: WalToml,
     pub(super) retention: Option<RetentionToml>,
+    pub(super) places: Option<PlacesToml>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlacesToml {
+    pub(super) copies: Value<i64>,
+    pub(super) sites: Value<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -74,6 +83,7 @@ pub(super) struct BackupToml {
 #[serde(deny_unknown_fields)]
 pub(super) struct RetentionToml {
     pub(super) last: Value<i64>,
+    pub(super) minimum_verified: Value<i64>,
     pub(super) within: Value<String>,
     pub(super) daily: Value<i64>,
     pub(super) weekly: Value<i64>,

@@ -18,10 +18,11 @@ pub(crate) const REPOSITORY: &str = "repository.NAME";
 pub(crate) const SOURCE: &str = "source.NAME";
 pub(crate) const BACKUP: &str = "source.NAME.backup";
 pub(crate) const WAL: &str = "source.NAME.wal";
+pub(crate) const PLACES: &str = "source.NAME.places";
 pub(crate) const RETENTION: &str = "source.NAME.retention";
 
 /// The tables in the order of the reference, each with what it is for.
-const TABLES: [(&str, &str); 5] = [
+const TABLES: [(&str, &str); 6] = [
     (REPOSITORY, "Where backups are kept, and who can read them. NAME is yours to choose."),
     (
         SOURCE,
@@ -35,9 +36,10 @@ const TABLES: [(&str, &str); 5] = [
         RETENTION,
         "What `holdfast expire` keeps. Rules add up: a snapshot goes when none keeps it. Without this table nothing goes.",
     ),
+    (PLACES, "In how many places everything has to be. `holdfast check` says whether it is."),
 ];
 
-pub(crate) const SETTINGS: [Setting; 43] = [
+pub(crate) const SETTINGS: [Setting; 47] = [
     Setting {
         table: REPOSITORY,
         key: "path",
@@ -116,6 +118,14 @@ pub(crate) const SETTINGS: [Setting; 43] = [
         default: "what `ssh` uses",
         text: "The keys of hosts for sftp://. A host that is not in it is never trusted.",
         example: "\"/etc/holdfast/known_hosts\"",
+    },
+    Setting {
+        table: REPOSITORY,
+        key: "site",
+        kind: "text",
+        default: "a site of its own",
+        text: "What may be lost at once: repositories with the same text are not counted twice for `sites`.",
+        example: "\"fra1\"",
     },
     Setting {
         table: REPOSITORY,
@@ -357,6 +367,15 @@ pub(crate) const SETTINGS: [Setting; 43] = [
     },
     Setting {
         table: RETENTION,
+        key: "minimum_verified",
+        kind: "number",
+        default: "0",
+        text: "So many snapshots of which `holdfast verify` has read everything are kept, whatever else is said. As long as there are \
+               fewer, nothing goes.",
+        example: "0",
+    },
+    Setting {
+        table: RETENTION,
         key: "within",
         kind: "length of time, in hours, days or weeks",
         default: "no rule",
@@ -410,6 +429,22 @@ pub(crate) const SETTINGS: [Setting; 43] = [
         default: "UTC",
         text: "Where days, weeks, months and years begin.",
         example: "\"Europe/Berlin\"",
+    },
+    Setting {
+        table: PLACES,
+        key: "copies",
+        kind: "number of repositories",
+        default: "1",
+        text: "Every snapshot, and the log, has to be in so many of the source's repositories.",
+        example: "1",
+    },
+    Setting {
+        table: PLACES,
+        key: "sites",
+        kind: "number of sites",
+        default: "1",
+        text: "And those have to be at so many different sites.",
+        example: "1",
     },
 ];
 

@@ -62,10 +62,19 @@ fn keys_of(table: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_key_is_in_the_reference_and_every_table_refuses_others() {
-    for table in [reference::REPOSITORY, reference::SOURCE, reference::BACKUP, reference::WAL, reference::RETENTION] {
+    for table in [
+        reference::REPOSITORY,
+        reference::SOURCE,
+        reference::BACKUP,
+        reference::WAL,
+        reference::RETENTION,
+        reference::PLACES,
+    ] {
         let mut known = keys_of(table);
         if table == reference::SOURCE {
-            assert!(known.remove("backup") && known.remove("wal") && known.remove("retention"));
+            for inner in ["backup", "wal", "retention", "places"] {
+                assert!(known.remove(inner));
+            }
         }
         let documented: BTreeSet<_> =
             SETTINGS.iter().filter(|setting| setting.table == table).map(|setting| setting.key.to_owned()).collect();

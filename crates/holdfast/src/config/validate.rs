@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use holdfast_backup::{Impact, LatencyLimit, Limit, Window, Windows};
-use holdfast_policy::Retention;
+use holdfast_policy::{Places, Retention};
 use holdfast_postgres::ConnInfo;
 use holdfast_postgres::backup_api::StartCheckpoint;
 use holdfast_repository::{Names, Recipient};
@@ -20,7 +20,7 @@ use jiff::tz::TimeZone;
 use toml::Spanned;
 
 use super::error::Problem;
-use super::file::{BackupToml, ConfigToml, RepositoryToml, RetentionToml, SourceToml, Value, WalToml};
+use super::file::{BackupToml, ConfigToml, PlacesToml, RepositoryToml, RetentionToml, SourceToml, Value, WalToml};
 use super::{
     BackupSettings, BucketSettings, Location, RepositorySettings, RetentionSettings, Source, WalSettings, suggest,
 };
@@ -43,11 +43,12 @@ pub(super) fn validate(file: ConfigToml) -> Result<(Repositories, Sources), Prob
 
 fn check_repository(name: Spanned<String>, table: RepositoryToml) -> Result<RepositorySettings, Problem> {
     let location = check_location(&name, &table)?;
-    let RepositoryToml { identity_file, identity_passphrase_file, recipients, .. } = table;
+    let RepositoryToml { site, identity_file, identity_passphrase_file, recipients, .. } = table;
     let recipients = recipients.map(|all| all.iter().map(parse::<Recipient>).collect()).transpose()?;
     Ok(RepositorySettings {
         name: name.into_inner(),
         location,
+        site: site.map(Spanned::into_inner),
         identity_file: identity_file.as_ref().map(absolute).transpose()?,
         identity_passphrase_file: identity_passphrase_file.as_ref().map(absolute).transpose()?,
         recipients,
@@ -114,8 +115,19 @@ fn check_location(name: &Spanned<String>, table: &RepositoryToml) -> Result<Loca
 }
 
 fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Repositories) -> Result<Source, Problem> {
-    let SourceToml { connection, repository, copies, required, data_directory, slot, spool, backup, wal, retention } =
-        table;
+    let SourceToml {
+        connection,
+        repository,
+        copies,
+        required,
+        data_directory,
+        slot,
+        spool,
+        backup,
+        wal,
+        retention,
+        places,
+    } = table;
     if !Names::is_source_name(name.get_ref()) {
         return Err(Problem::new(name.span(), format!("`{}` cannot be the name of a source", name.get_ref()))
             .with_hint("Use 1 to 63 letters, digits, `.`, `-` and `_`, not beginning with `.` or `-`."));
@@ -134,6 +146,7 @@ fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Reposit
         }
         all.push(copy);
     }
+    let count = all.len();
     let mut must_have = Vec::new();
     for named in required.unwrap_or_default() {
         let span = named.span();
@@ -148,6 +161,7 @@ fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Reposit
         Some(slot) => slot_name(&slot)?,
         None => super::default_slot(name.get_ref()),
     };
+    let places = places.map(|table| check_places(&table, count)).transpose()?;
     Ok(Source {
         name: name.into_inner(),
         connection: connection.as_ref().map(parse::<ConnInfo>).transpose()?.unwrap_or_default(),
@@ -160,11 +174,25 @@ fn check_source(name: Spanned<String>, table: SourceToml, repositories: &Reposit
         backup: check_backup(&backup)?,
         wal: check_wal(&wal)?,
         retention,
+        places,
     })
 }
 
+fn check_places(table: &PlacesToml, all: usize) -> Result<Places, Problem> {
+    let PlacesToml { copies, sites } = table;
+    let count = |value: &Value<i64>| Ok::<_, Problem>(number(value.as_ref(), 1..=100)?.unwrap_or(1) as u32);
+    let places = Places { copies: count(copies)?, sites: count(sites)? };
+    for (value, wanted) in [(copies, places.copies), (sites, places.sites)] {
+        if let Some(value) = value.as_ref().filter(|_| wanted as usize > all) {
+            return Err(Problem::new(value.span(), format!("the source has only {all} of them"))
+                .with_hint("Name more repositories in `copies` of the source."));
+        }
+    }
+    Ok(places)
+}
+
 fn check_retention(source: &Spanned<String>, table: &RetentionToml) -> Result<RetentionSettings, Problem> {
-    let RetentionToml { last, within, daily, weekly, monthly, yearly, window, time_zone } = table;
+    let RetentionToml { last, minimum_verified, within, daily, weekly, monthly, yearly, window, time_zone } = table;
     let count = |value: &Value<i64>| Ok(number(value.as_ref(), 0..=100_000)?.map_or(0, |count| count as u32));
     let time = |value: &Value<String>| value.as_ref().map(long_time).transpose();
     let rules = Retention {
@@ -175,7 +203,7 @@ fn check_retention(source: &Spanned<String>, table: &RetentionToml) -> Result<Re
         monthly: count(monthly)?,
         yearly: count(yearly)?,
         window: time(window)?,
-        minimum: 0,
+        minimum: count(minimum_verified)?,
     };
     rules.check().map_err(|error| {
         Problem::new(source.span(), format!("[source.{}.retention]: {error}", source.get_ref()))

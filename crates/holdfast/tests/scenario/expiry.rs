@@ -155,3 +155,42 @@ fn kills_of_expiry() {
     site.restore("restored", &[]).prove_clean();
     receiver.stop();
 }
+
+#[test]
+fn only_what_is_verified_takes_the_place_of_what_goes() {
+    let server = Postgres::build(&require(18)).start();
+    let site = Site::with(&server, |_| "[source.chat.retention]\nlast = 1\nminimum_verified = 2\n".to_owned());
+    let receiver = site.receive(&server, &[]);
+    server.sql("create table t as select n, repeat('x', 100) as text from generate_series(1, 20000) n");
+    for _ in 0..3 {
+        server.sql("update t set text = md5(text) where n % 7 = 0; select pg_switch_wal()");
+        site.backup();
+    }
+    site.run(&["expire", "--dry-run"]).expect(0).says("too few are verified");
+    // One object at a time; none twice before all were read once.
+    let verify =
+        || site.run(&["verify", "--budget", "1B", "--json"]).expect(0).json()["repositories"][0]["left"].clone();
+    let first = verify();
+    let objects = first["objects"].as_u64().expect("it is a number") + 1;
+    assert!((8..60).contains(&objects), "{first:#}");
+    for _ in 2..objects {
+        assert!(verify()["oldest"].is_null(), "something was never read");
+    }
+    assert!(!verify()["oldest"].is_null(), "everything was read once");
+    assert!(files(&site, "proved").len() <= 17, "ledgers are merged");
+    let decided = expire(&site, &["--dry-run"]);
+    assert_eq!(decided["named"]["snapshots"], 1, "{decided:#}");
+    // Damage is found within the share in which it lies, and is not taken for proved.
+    let pack = files(&site, "packs").into_iter().next().expect("there are packs");
+    let mut bytes = std::fs::read(&pack).expect("it can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&pack, bytes).expect("root can write it");
+    let outcomes: Vec<_> = (0..4).map(|_| site.run(&["verify", "--budget", "40%"]).code).collect();
+    assert!(outcomes.contains(&Some(3)), "{outcomes:?}");
+    // All else was proved since: it is what waits longest.
+    for _ in 0..2 {
+        site.run(&["verify", "--budget", "1B"]).expect(3);
+    }
+    receiver.stop();
+}

@@ -111,6 +111,7 @@ fn three_at_once_of_which_one_dies() {
     await_writes(&running, 2000);
     site.await_durable(&server);
     receiver.expect_running();
+    site.run(&["check"]).expect(1).says("2 snapshots in fewer places than 3 repositories at 3 sites");
     let refused = site.try_restore("refused", &[]);
     refused.expect(10);
 
@@ -120,6 +121,10 @@ fn three_at_once_of_which_one_dies() {
     assert_eq!(kept_in(&report), ["main", "bucket", "machine"], "{report:#}");
     await_writes(&running, 1000);
     wait_until(BOUND, "the log to be brought to the bucket", || receiver.said("was copied to it") > 0);
+    let checked = site.run(&["check"]);
+    checked
+        .says("every snapshot is in 3 repositories at 3 sites, as promised")
+        .says("of timeline 1 it is in 3 repositories");
     let interruptions = receiver.said("was interrupted");
     server.kill_9();
     running.wait().expect("the lab runs");

@@ -69,6 +69,7 @@ impl Site {
         let place = format!("path = \"{}\"", root.join("repository").display());
         let names: Vec<String> = copies.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let mut settings = format!("repository = \"main\"\ncopies = [{}]\n", names.join(", "));
+        settings.push_str("\n[source.chat.places]\ncopies = 3\nsites = 3\n");
         for (name, place) in copies {
             let identity = root.join("identity.txt");
             writeln!(settings, "\n[repository.{name}]\n{place}\nidentity_file = \"{}\"", identity.display())
