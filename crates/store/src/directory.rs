@@ -13,7 +13,6 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -21,7 +20,7 @@ use bytes::Bytes;
 use holdfast_runtime::{ALIGNMENT, AlignedBuffer, leave_direct, open_direct};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use crate::{Cause, Created, Listed, ObjectName, Store, StoreError};
+use crate::{Cause, Created, Listed, ObjectName, Store, StoreError, temporary_name};
 
 const TEMPORARY: &str = ".tmp";
 
@@ -30,8 +29,6 @@ const TEMPORARY: &str = ".tmp";
 pub struct Directory {
     root: Arc<PathBuf>,
 }
-
-static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 impl Directory {
     /// Does not touch the file system: whether the place is there shows at the first operation.
@@ -135,8 +132,7 @@ fn create(root: &Path, name: &ObjectName, bytes: &[u8]) -> io::Result<Created> {
     create_folders(root, folder)?;
     let temporary_folder = root.join(TEMPORARY);
     create_folders(root, &temporary_folder)?;
-    let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
-    let temporary = temporary_folder.join(format!("{}-{}-{number}", name.file_name(), std::process::id()));
+    let temporary = temporary_folder.join(temporary_name(name));
     let outcome = write_durably(&temporary, bytes).and_then(|()| publish_in(root, folder, &temporary, &target));
     let removed = fs::remove_file(&temporary);
     let created = outcome?;
@@ -184,15 +180,22 @@ fn delete(root: &Path, name: &ObjectName) -> io::Result<()> {
 }
 
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A process of the same id in another container may have left this name; it is nobody's object.
+    // Never one that is there: it may be the second name of an object, left by whoever died between linking and unlinking.
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o640);
+    options.write(true).create_new(true).mode(0o640);
     if bytes.len() < DIRECT_BYTES {
         let mut file = options.open(path)?;
         file.write_all(bytes)?;
         return file.sync_all();
     }
-    let (mut file, is_direct) = open_direct(&options, path)?;
+    let (mut file, is_direct) = match open_direct(&options, path) {
+        // Some file systems make the file before they find that they have no direct I/O.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            (options.open(path)?, false)
+        }
+        opened => opened?,
+    };
     let mut rest = bytes;
     if is_direct {
         let mut buffer = AlignedBuffer::new(DIRECT_BYTES);

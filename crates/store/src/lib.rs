@@ -14,6 +14,7 @@ mod probe;
 mod sftp;
 
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::ops::Range;
 use std::time::SystemTime;
 
@@ -27,6 +28,15 @@ pub use name::{NameError, ObjectName};
 pub use place::{Address, AddressError, OpenError, Place, Service};
 pub use probe::{ProbeError, Probed, probe};
 pub use sftp::{SftpPlace, SftpStore};
+
+/// One that nobody else has or had, in this container or another.
+pub(crate) fn temporary_name(name: &ObjectName) -> String {
+    // Its keys come from the operating system's random source.
+    let random = RandomState::new();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (one, other) = (random.hash_one((now, 1)), random.hash_one((std::process::id(), 2)));
+    format!("{}-{one:016x}{other:016x}", name.file_name())
+}
 
 /// Whether [`Store::create`] made the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

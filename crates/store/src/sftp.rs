@@ -11,7 +11,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -31,8 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What servers give at once, at most (OpenSSH's is 256 KiB).
 const READ_BYTES: u32 = 256 << 10;
 const SLOWEST_BYTES_A_SECOND: u64 = 128 << 10;
-
-static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 /// How to get there.
 #[derive(Clone, Debug)]
@@ -119,7 +116,9 @@ impl SftpStore {
         work: impl FnOnce(Arc<Sftp>) -> F,
     ) -> Result<T, StoreError> {
         let failed = |cause| self.failed(operation, name, cause);
-        let sftp = self.connect().await.map_err(failed)?;
+        let connecting = tokio::time::timeout(2 * PATIENCE, self.connect()).await;
+        let no_connection = |_| Err(Cause::Unavailable(format!("no connection within {} s", 2 * PATIENCE.as_secs())));
+        let sftp = connecting.unwrap_or_else(no_connection).map_err(failed)?;
         let deadline = PATIENCE + Duration::from_secs(bytes / SLOWEST_BYTES_A_SECOND);
         let outcome = tokio::time::timeout(deadline, work(Arc::clone(&sftp))).await;
         let error = match outcome {
@@ -229,10 +228,9 @@ async fn create(sftp: Arc<Sftp>, root: PathBuf, name: ObjectName, bytes: Bytes) 
     make_folders(&mut fs, &root, target.parent().unwrap_or(&root)).await?;
     let folder = root.join(TEMPORARY);
     make_folders(&mut fs, &root, &folder).await?;
-    let number = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
-    let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok()).unwrap_or_default();
-    let temporary = folder.join(format!("{}-{host}-{}-{number}", name.file_name(), std::process::id()));
-    let mut file: File = sftp.options().write(true).create(true).truncate(true).open(&temporary).await?;
+    let temporary = folder.join(crate::temporary_name(&name));
+    // Never one that is there: it may be the second name of an object, left by whoever died between linking and unlinking.
+    let mut file: File = sftp.options().write(true).create_new(true).open(&temporary).await?;
     let written = async {
         file.write_all_zero_copy(&mut [bytes]).await?;
         file.sync_all().await?;

@@ -32,6 +32,25 @@ async fn an_unmounted_repository_is_away_and_not_empty() {
     assert!(!folder.path().join("mount").exists(), "an unmounted disk must not be written beneath");
 }
 
+/// Whoever dies between linking and unlinking leaves a second name of the object.
+#[tokio::test]
+async fn what_a_dead_writer_left_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Directory::new(folder.path());
+    let (first, temporary) = (ObjectName::new("keys/a/1").unwrap(), folder.path().join(".tmp"));
+    store.create(&first, Bytes::from_static(b"first")).await.unwrap();
+    // By every name that the next ones could choose if they counted, as processes of one id in different containers do.
+    for number in 0..20 {
+        let name = format!("1-{}-{number}", std::process::id());
+        std::fs::hard_link(folder.path().join("keys/a/1"), temporary.join(name)).unwrap();
+    }
+    for number in 0..10 {
+        let name = ObjectName::new(format!("keys/b{number}/1")).unwrap();
+        store.create(&name, Bytes::from_static(b"other")).await.unwrap();
+    }
+    assert_eq!(store.read(&first).await.unwrap(), "first");
+}
+
 #[test]
 fn names_cannot_leave_the_repository() {
     for text in ["", "/etc/passwd", "a/../b", "..", ".tmp/x", "a//b", "a b", "a/", "ä"] {
