@@ -290,6 +290,15 @@ fn clusters(sorted: &[&Point]) -> Vec<Vec<usize>> {
     found.into_values().collect()
 }
 
+/// The same, for each timeline of each cluster.
+fn timelines(sorted: &[&Point]) -> Vec<Vec<usize>> {
+    let mut found: BTreeMap<(SystemId, Timeline), Vec<usize>> = BTreeMap::new();
+    for (number, point) in sorted.iter().enumerate() {
+        found.entry((point.system_id, point.timeline)).or_default().push(number);
+    }
+    found.into_values().collect()
+}
+
 /// Log that has to stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct LogNeed {
@@ -330,7 +339,9 @@ pub fn log_needs(policy: &Retention, points: &[Point], decisions: &[Decision], n
         })
         .collect();
     let begins = policy.window.map(|window| earlier(now, window));
-    for cluster in clusters(&kept) {
+    // On each timeline as well: the newest snapshot may be of one that was left again.
+    let histories = clusters(&kept).into_iter().chain(timelines(&kept));
+    for cluster in histories {
         let of_cluster = || cluster.iter().filter_map(|number| at(&kept, *number));
         // Without a window all log since the oldest kept snapshot would have to stay to be of use; only what follows the
         // newest is promised.
@@ -404,6 +415,25 @@ mod tests {
         // A day's one stays until seven later days have one. That of the 15th, a Sunday, is its week's as well.
         let oldest_day = decisions.iter().rfind(|d| matches!(d.reasons.as_slice(), [Reason::Daily(_)]));
         assert_eq!(oldest_day.unwrap().until, Some(ts("2026-11-23T00:00:00Z")));
+    }
+
+    /// A promotion that was taken back: the log of the timeline that lives on is needed, whatever the newest base is of.
+    #[test]
+    fn a_timeline_that_was_left_does_not_take_the_log_of_the_other() {
+        let now = ts("2026-11-21T12:00:00Z");
+        let of = |number, timeline, hours| {
+            let mut point = point(number, earlier(now, SignedDuration::from_hours(hours)));
+            point.timeline = Timeline::new(timeline);
+            point
+        };
+        let points = [of(0, 1, 24 * 9), of(1, 2, 24 * 8), of(2, 1, 24 * 2)];
+        let policy = Retention { window: Some(SignedDuration::from_hours(24 * 7)), last: 3, ..Retention::default() };
+        let decided = decide(&policy, &points, now, &TimeZone::UTC);
+        let needs = log_needs(&policy, &points, &decided, now);
+        let (from, to) = (Lsn::new(u64::MAX / 4), Lsn::new(u64::MAX / 2));
+        for timeline in [1, 2] {
+            assert!(needs.iter().any(|need| need.covers(Timeline::new(timeline), from, to)), "timeline {timeline}");
+        }
     }
 
     #[test]
