@@ -48,7 +48,7 @@ impl Context {
             return self.repository(config.repository(Some(&source.repository))?).await;
         }
         let all = config.repositories_of(&source.name, None)?;
-        let settings = FanOutSettings { required: source.required.clone(), is_patient };
+        let settings = FanOutSettings { required: source.required.clone(), is_patient, is_reader: false };
         let opened = FanOut::open(siblings(&all)?, &settings, &self.cancel).await;
         let repository = opened.doing(|| format!("could not open a repository of `{}`", source.name))?;
         for expected in all.iter().filter_map(|settings| settings.recipients.as_ref()) {
@@ -77,7 +77,8 @@ impl Context {
         if all.len() == 1 {
             return Ok((self.keyring(settings).await?, settings.clone()));
         }
-        let opened = FanOut::open(siblings(&all)?, &FanOutSettings::default(), &self.cancel).await;
+        let settings_of_all = FanOutSettings { is_reader: true, ..FanOutSettings::default() };
+        let opened = FanOut::open(siblings(&all)?, &settings_of_all, &self.cancel).await;
         let repository = opened.doing(|| format!("could not open a repository of `{source}`"))?;
         let status = repository.fan_out().map(|all| all.status()).unwrap_or_default();
         if let Some((name, why)) = status.iter().find_map(|at| Some((&at.name, at.trouble.clone()?))) {

@@ -126,10 +126,15 @@ async fn copy_snapshots(
             continue;
         }
         let have = to.names(&Names::snapshots_of(&source)).await?;
+        let doomed = to.doomed().await?;
         // Oldest first: what is copied is of use at once.
         for entry in from.repository().snapshots(&source).await? {
             let is_there = have.contains(&entry.name);
             if is_there && !is_doubtful {
+                continue;
+            }
+            // It is about to be removed there, or just was: expiry comes to each place in its own time.
+            if entry.summary.as_ref().is_ok_and(|summary| doomed.has_snapshot(&source, &summary.id)) {
                 continue;
             }
             let stored = match entry.summary {
@@ -178,6 +183,8 @@ async fn copy_snapshots(
             let bytes = from.repository().read(&entry.name).await?;
             check_hash(&bytes).map_err(|error| RepositoryError::object(&entry.name, error))?;
             let len = bytes.len() as u64;
+            // What was there when it was looked for may have gone since.
+            to.require(&manifest).await?;
             match to.publish(&manifest, bytes, listed_at).await {
                 Ok(Created::New) => (copied.snapshots, copied.bytes) = (copied.snapshots + 1, copied.bytes + len),
                 Ok(Created::Exists) => {}

@@ -350,7 +350,9 @@ async fn carry_out(
     began: Duration,
     progress: &Progress,
 ) -> Result<Expired, RepositoryError> {
-    let Sorting { named, mut removed, report, .. } = sorting;
+    let Sorting { mut named, mut removed, report, .. } = sorting;
+    // Named again: who found it before this run must find the notice for as long as it may take to refer to it.
+    named.extend(removed.iter().map(ToString::to_string));
     if !named.is_empty() {
         let newest = posted.iter().filter_map(|posted| posted.name.file_name().parse::<u32>().ok()).max().unwrap_or(0);
         let name = Names::expired(newest + 1);

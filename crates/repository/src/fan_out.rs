@@ -54,6 +54,8 @@ pub struct Settings {
     pub required: Vec<String>,
     /// Whether to wait for a place that is slower than others, as long as it does not stand still.
     pub is_patient: bool,
+    /// Nothing is written, and nothing is said to be missing unless all have answered.
+    pub is_reader: bool,
 }
 
 /// How a place stands.
@@ -73,6 +75,7 @@ enum Work {
 
 #[derive(Debug)]
 struct Item {
+    number: u64,
     name: ObjectName,
     work: Work,
     done: oneshot::Sender<Result<Created, StoreError>>,
@@ -91,6 +94,10 @@ impl Item {
 struct Queue {
     items: VecDeque<Item>,
     running: usize,
+    /// Of the next item.
+    number: u64,
+    /// The numbers of what waits and what runs.
+    open: BTreeSet<u64>,
     /// Of what waits and what runs.
     held: u64,
     trouble: Option<String>,
@@ -125,6 +132,9 @@ impl Member {
         }
         let dropped = std::mem::take(&mut queue.items);
         queue.held -= dropped.iter().map(Item::bytes).sum::<u64>();
+        for item in &dropped {
+            queue.open.remove(&item.number);
+        }
         drop(queue);
         for item in dropped {
             item.done.send(Err(self.error(item.name.as_str()))).ok();
@@ -133,7 +143,7 @@ impl Member {
     }
 
     fn error(&self, name: &str) -> StoreError {
-        let why = self.trouble().unwrap_or_else(|| "it is closed".to_owned());
+        let why = self.trouble().unwrap_or_else(|| "it does not get on, or is closed".to_owned());
         StoreError {
             operation: "write",
             name: name.to_owned(),
@@ -169,7 +179,7 @@ impl Member {
 
     fn put(&self, name: &ObjectName, work: Work) -> oneshot::Receiver<Result<Created, StoreError>> {
         let (done, outcome) = oneshot::channel();
-        let item = Item { name: name.clone(), work, done };
+        let mut item = Item { number: 0, name: name.clone(), work, done };
         let mut queue = self.queue();
         if queue.trouble.is_some() || queue.is_closed {
             drop(queue);
@@ -179,6 +189,9 @@ impl Member {
                 queue.moved_at = Instant::now();
             }
             queue.held += item.bytes();
+            item.number = queue.number;
+            queue.open.insert(item.number);
+            queue.number += 1;
             queue.items.push_back(item);
             drop(queue);
             self.changed.notify_waiters();
@@ -200,9 +213,10 @@ impl Member {
         queue.items.pop_front()
     }
 
-    fn finished(&self, bytes: u64) {
+    fn finished(&self, number: u64, bytes: u64) {
         let mut queue = self.queue();
         queue.running -= 1;
+        queue.open.remove(&number);
         queue.held -= bytes;
         queue.moved_at = Instant::now();
         drop(queue);
@@ -210,7 +224,7 @@ impl Member {
     }
 
     async fn run(&self, item: Item, cancel: Cancel) {
-        let bytes = item.bytes();
+        let (number, bytes) = (item.number, item.bytes());
         let outcome = match &item.work {
             Work::Create(content) => create(&self.store, &item.name, content, &cancel).await,
             Work::Delete => {
@@ -222,7 +236,22 @@ impl Member {
             self.fail(chain(error));
         }
         item.done.send(outcome).ok();
-        self.finished(bytes);
+        self.finished(number, bytes);
+    }
+
+    /// Waits until all that was on its way here at this moment has arrived, or has failed.
+    async fn arrived(&self) {
+        let until = self.queue().number;
+        loop {
+            let changed = self.changed.notified();
+            {
+                let queue = self.queue();
+                if queue.trouble.is_some() || queue.open.first().is_none_or(|first| *first >= until) {
+                    return;
+                }
+            }
+            changed.await;
+        }
     }
 
     async fn work(self: Arc<Self>, cancel: Cancel) {
@@ -291,6 +320,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 pub struct FanOut {
     members: Vec<Arc<Member>>,
     is_patient: bool,
+    is_reader: bool,
     id: RepositoryId,
 }
 
@@ -322,6 +352,8 @@ impl FanOut {
             let queue = Queue {
                 items: VecDeque::new(),
                 running: 0,
+                number: 0,
+                open: BTreeSet::new(),
                 held: 0,
                 trouble,
                 moved_at: Instant::now(),
@@ -336,7 +368,8 @@ impl FanOut {
         for member in &members {
             tokio::spawn(Arc::clone(member).work(cancel.clone()));
         }
-        let all = Arc::new(Self { members, is_patient: settings.is_patient, id: found.id() });
+        let all =
+            Arc::new(Self { members, is_patient: settings.is_patient, is_reader: settings.is_reader, id: found.id() });
         Ok(found.fanned_out(all).with_cancel(cancel.clone()))
     }
 
@@ -400,23 +433,24 @@ impl FanOut {
 
     /// Brings the log of a source to every place that lacks some of it, now and whenever one that was away is back. Never ends.
     pub async fn keep_log(&self, source: &str) {
-        let mut is_brought: Vec<bool> = self.members.iter().map(|_| false).collect();
+        // Compared with all others that were there since the last one came back.
+        let mut is_whole = vec![false; self.members.len()];
         loop {
-            for (member, is_brought) in self.members.iter().zip(&mut is_brought) {
-                if member.trouble().is_some() {
-                    *is_brought = false;
-                    if let Err(error) = self.welcome(member).await {
-                        tracing::debug!(repository = member.name, error = chain(&error), "still away");
-                        continue;
-                    }
+            for member in self.members.iter().filter(|member| member.trouble().is_some()) {
+                match self.welcome(member).await {
+                    // It may have what the others lack.
+                    Ok(()) => is_whole.fill(false),
+                    Err(error) => tracing::debug!(repository = member.name, error = chain(&error), "still away"),
                 }
-                if *is_brought {
+            }
+            for (member, is_whole) in self.members.iter().zip(&mut is_whole) {
+                if *is_whole || member.trouble().is_some() {
                     continue;
                 }
                 // What is written from now on gets there by itself.
                 match self.bring_log(member, source).await {
                     Ok(objects) => {
-                        *is_brought = true;
+                        *is_whole = true;
                         if objects > 0 {
                             tracing::info!(
                                 repository = member.name,
@@ -450,19 +484,20 @@ impl FanOut {
         let to = Repository::open(Arc::clone(&member.store)).await?;
         let mut brought = 0;
         for other in self.members.iter().filter(|other| !Arc::ptr_eq(other, member) && other.trouble().is_none()) {
+            // What was on its way there when this one was written to again is not on its way here.
+            if tokio::time::timeout(PATIENCE, other.arrived()).await.is_err() {
+                return Err(other.error(Names::WAL).into());
+            }
             let from = Repository::open(Arc::clone(&other.store)).await?;
             brought += copy_log_sealed(&from, &to, source).await?;
         }
         Ok(brought)
     }
 
-    /// Those without trouble, in their order; if there are none, the first.
+    /// Those without trouble, in their order; if there are none, all.
     fn sound(&self) -> impl Iterator<Item = &Arc<Member>> {
         let has_sound = self.members.iter().any(|member| member.trouble().is_none());
-        let is_asked = move |(number, member): &(usize, &Arc<Member>)| {
-            if has_sound { member.trouble().is_none() } else { *number == 0 }
-        };
-        self.members.iter().enumerate().filter(is_asked).map(|(_, member)| member)
+        self.members.iter().filter(move |member| !has_sound || member.trouble().is_none())
     }
 
     /// One after the other, until one answers and has it.
@@ -489,20 +524,24 @@ impl FanOut {
     ) -> Result<Vec<T>, StoreError> {
         let (mut found, mut has_answer, mut away) = (BTreeSet::new(), false, None);
         for member in self.sound() {
-            match operation(Arc::clone(&member.store)).await {
+            let cancel = Cancel::new();
+            let ask = || operation(Arc::clone(&member.store));
+            match retry(Backoff::SHORT, &cancel, StoreError::is_retryable, ask).await {
                 Ok(more) => {
                     has_answer = true;
                     found.extend(more);
                 }
-                Err(error) if error.is_retryable() => away = away.or(Some(error)),
-                Err(error) => return Err(error),
+                // What only it has would seem not to be there.
+                Err(error) if self.is_reader || !error.is_retryable() => return Err(error),
+                Err(error) => {
+                    member.fail(chain(&error));
+                    away = away.or(Some(error));
+                }
             }
         }
         match away {
-            None => Ok(found.into_iter().collect()),
-            // They are in trouble soon; until then the others' answer is what is known.
-            Some(_) if has_answer => Ok(found.into_iter().collect()),
-            Some(error) => Err(error),
+            Some(error) if !has_answer => Err(error),
+            _ => Ok(found.into_iter().collect()),
         }
     }
 
@@ -558,7 +597,16 @@ impl FanOut {
 
     /// Brings what a place lacks of a source's snapshots and log to it, wherever it answers again. `keyring` opens the repositories.
     pub async fn catch_up(&self, keyring: &Keyring, source: &str, progress: &Progress) -> Result<(), RepositoryError> {
-        for member in self.lagging(source).await? {
+        let lagging = self.lagging(source).await?;
+        for member in &self.members {
+            if !lagging.iter().any(|other| Arc::ptr_eq(other, member)) {
+                // It may have been away while log was archived, and nobody looked since.
+                if let (None, Err(error)) = (member.trouble(), self.bring_log(member, source).await) {
+                    member.fail(chain(&error));
+                }
+            }
+        }
+        for member in lagging {
             let to = Repository::open(Arc::clone(&member.store)).await?;
             // From all others: they have it together.
             match copy(keyring, &to, Some(source), progress).await {

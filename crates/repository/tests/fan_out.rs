@@ -14,10 +14,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use holdfast_format::manifest::{MapRef, PackSize};
 use holdfast_format::map::Map;
-use holdfast_repository::{FanOut, FanOutSettings, Names, NewIdentity, Repository, RepositoryError, Sibling};
+use holdfast_repository::{FanOut, FanOutSettings, Lineage, Names, NewIdentity, Repository, RepositoryError, Sibling};
 use holdfast_runtime::Cancel;
 use holdfast_store::{Cause, Created, Directory, Listed, ObjectName, Store, StoreError};
-use holdfast_types::{Micros, PackId, SnapshotId};
+use holdfast_types::{Micros, PackId, Segment, SegmentSize, SnapshotId, SystemId, Timeline};
 
 /// A directory that can fail, and stand still.
 #[derive(Debug)]
@@ -26,12 +26,15 @@ struct Shaky {
     is_away: AtomicBool,
     /// Milliseconds.
     delay: AtomicU64,
+    /// Once more so many, for what is created.
+    creation: AtomicU64,
 }
 
 impl Shaky {
     fn new(path: &Path) -> Arc<Self> {
         std::fs::create_dir_all(path).unwrap();
-        Arc::new(Self { store: Directory::new(path), is_away: AtomicBool::new(false), delay: AtomicU64::new(0) })
+        let store = Directory::new(path);
+        Arc::new(Self { store, is_away: AtomicBool::new(false), delay: AtomicU64::new(0), creation: AtomicU64::new(0) })
     }
 
     async fn ask(&self, name: &str) -> Result<(), StoreError> {
@@ -52,6 +55,7 @@ impl Store for Shaky {
 
     async fn create(&self, name: &ObjectName, bytes: Bytes) -> Result<Created, StoreError> {
         // It takes longer than anything else.
+        tokio::time::sleep(Duration::from_millis(self.creation.load(Ordering::Relaxed))).await;
         self.ask(name.as_str()).await?;
         self.ask(name.as_str()).await?;
         self.store.create(name, bytes).await
@@ -114,7 +118,7 @@ impl Three {
         };
         let siblings = names.iter().zip(&self.stores).map(sibling).collect();
         let required = required.iter().map(|name| (*name).to_owned()).collect();
-        FanOut::open(siblings, &FanOutSettings { required, is_patient }, &Cancel::new()).await
+        FanOut::open(siblings, &FanOutSettings { required, is_patient, is_reader: false }, &Cancel::new()).await
     }
 
     async fn packs(&self, number: usize) -> usize {
@@ -231,6 +235,46 @@ async fn another_repository_is_not_written_to() {
     repository.begin_epoch().await.unwrap();
     repository.settle().await;
     assert_eq!(stranger.list("", None, 100).await.unwrap(), before);
+}
+
+/// Log that is on its way elsewhere while a place comes back gets there, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_place_that_comes_back_gets_what_was_on_its_way() {
+    let three = Three::make().await;
+    let (slow, back) = (&three.stores[0], &three.stores[1]);
+    for store in &three.stores[1..] {
+        store.is_away.store(true, Ordering::Relaxed);
+    }
+    let repository = three.open(&[], false).await.unwrap();
+    let epoch = repository.begin_epoch().await.unwrap();
+    let lineage = Lineage { system_id: SystemId::new(7), segment_size: SegmentSize::DEFAULT };
+    // There is a history only where there is log; what is damaged stays behind.
+    let segment = Names::segment("chat", lineage, Segment::new(Timeline::FIRST, 5));
+    slow.store.create(&segment, Bytes::from_static(b"no segment")).await.unwrap();
+    let name = |timeline| Names::history("chat", lineage, Timeline::new(timeline));
+    let early = epoch.seal_history(name(2), b"1\t0/5000000\tno recovery target specified\n").unwrap();
+    repository.put_log(&early).await.unwrap();
+    slow.creation.store(3000, Ordering::Relaxed);
+    let late = epoch.seal_history(name(3), b"2\t0/6000000\tno recovery target specified\n").unwrap();
+    let putting = {
+        let repository = repository.clone();
+        tokio::spawn(async move { repository.put_log(&late).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    back.is_away.store(false, Ordering::Relaxed);
+    let all = Arc::clone(repository.fan_out().unwrap());
+    let keeper = tokio::spawn(async move { all.keep_log("chat").await });
+    putting.await.unwrap().unwrap();
+    let is_there = async |timeline| back.size(&name(timeline)).await.is_ok();
+    for _ in 0..300 {
+        if is_there(2).await && is_there(3).await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    keeper.abort();
+    assert!(is_there(2).await && is_there(3).await);
+    assert_eq!(troubles(&repository), [false, false, true]);
 }
 
 /// What a base has brought may never have got there.

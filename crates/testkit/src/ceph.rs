@@ -2,7 +2,6 @@
 //! directory and on loopback, and ends with the value.
 
 use std::process::Command;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::azurite::secret_file;
@@ -28,13 +27,6 @@ pub struct Ceph {
 }
 
 impl Ceph {
-    /// The one of this process, started when it is first asked for. It serves any number of tests, each with a bucket of its
-    /// own.
-    pub fn shared() -> &'static Self {
-        static SHARED: OnceLock<Ceph> = OnceLock::new();
-        SHARED.get_or_init(Self::start)
-    }
-
     pub fn start() -> Self {
         let root = TempRoot::new();
         let folder = root.path().display().to_string();
